@@ -1,0 +1,149 @@
+"""The command line: `align3gr run` chains the stages, `align3gr <stage>` launches one recipe as a person would."""
+
+import argparse
+import importlib.resources
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from align3gr.errors import InputError
+from align3gr.pipeline import STAGES, read_manifest, stage_folder
+
+_EPILOG = """stages:
+  prepare    raw logs -> tables, k-core, leave-one-out split
+  embed      semantic and collaborative vectors
+  scid       token level: dual SCID tokenization
+  sft        behaviour level: supervised fine-tuning
+  sp_dpo     preference level: progressive self-play Softmax-DPO
+  evaluate   full ranking on the test split, beside the baselines
+
+`align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `align3gr` command."""
+    try:
+        sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in STAGES:
+        launcher, rest = _split_launcher(arguments[1:])
+        return subprocess.call([*_launch(arguments[0], launcher), *rest])
+    parsed = _parser().parse_args(arguments)
+    if parsed.verb == "run":
+        return _run_pipeline(parsed)
+    _write_results(parsed.runs, parsed.output)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = sorted(path.name for path in _resource("recipes").iterdir() if (path / "pipeline.yaml").is_file())
+    parser = argparse.ArgumentParser(
+        prog="align3gr",
+        description="From interaction logs and item texts to a language model that recommends.",
+        epilog=_EPILOG.format(recipes=", ".join(names)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|<stage>")
+    run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
+    run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
+    run.add_argument("--run_dir", help="folder of the run, in place of the one in the file")
+    run.add_argument("--stages", nargs="+", choices=STAGES, help="only these stages (default: those of the file)")
+    run.add_argument("--accelerate_config", help="launch through accelerate with this configuration (name or file)")
+    results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
+    results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
+    results.add_argument("--output", required=True, help="Markdown file to write")
+    return parser
+
+
+def _run_pipeline(parsed: argparse.Namespace) -> int:
+    config = _find_config(parsed.config)
+    pipeline = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(pipeline, dict) or set(pipeline) - {"run_dir", "stages"} or "stages" not in pipeline:
+        raise InputError(f"{config}: expected the options 'run_dir' and 'stages' and no others")
+    run_dir = parsed.run_dir or pipeline.get("run_dir")
+    if not run_dir:
+        raise InputError(f"{config}: no run_dir; name the folder of the run there or with --run_dir")
+    for name in parsed.stages or pipeline["stages"]:
+        if name not in STAGES:
+            raise InputError(f"{config}: stages: unknown stage '{name}', choose from {', '.join(STAGES)}")
+        stage_config = config.with_name(f"{name}.yaml")
+        if not stage_config.is_file():
+            raise InputError(f"{stage_config}: not found; each stage of {config.name} needs its file beside it")
+        command = [*_launch(name, parsed.accelerate_config), "--config", str(stage_config), "--run_dir", run_dir]
+        print(f"\n{name}: {shlex.join(command)}", flush=True)
+        status = subprocess.call(command)
+        if status:
+            print(f"stopped at stage '{name}'; the same command goes on from there", file=sys.stderr)
+            return status
+    return 0
+
+
+def _launch(name: str, accelerate_config: str | None) -> list[str]:
+    """The command that runs a recipe: in this interpreter, or through accelerate with a configuration."""
+    script = str(_resource("recipes") / f"{name}.py")
+    if accelerate_config is None:
+        return [sys.executable, script]
+    config = Path(accelerate_config)
+    if not config.is_file():
+        config = _resource("accelerate_configs") / f"{accelerate_config}.yaml"
+    if not config.is_file():
+        known = sorted(path.stem for path in _resource("accelerate_configs").glob("*.yaml"))
+        raise InputError(f"--accelerate_config {accelerate_config}: no such file; built in are {', '.join(known)}")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), script]
+
+
+def _split_launcher(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Takes `--accelerate_config NAME` out of a stage's options."""
+    if "--accelerate_config" not in arguments:
+        return None, arguments
+    at = arguments.index("--accelerate_config")
+    if at + 1 == len(arguments):
+        raise InputError("--accelerate_config: needs a name or a file")
+    return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+
+
+def _find_config(name: str) -> Path:
+    """A file of the working folder, else `recipes/...` of the installed package."""
+    path = Path(name)
+    if not path.is_file() and path.parts[:1] == ("recipes",):
+        path = _resource("recipes").joinpath(*path.parts[1:])
+    if not path.is_file():
+        raise InputError(f"--config {name}: not found; give a pipeline.yaml, such as recipes/synthetic/pipeline.yaml")
+    return path
+
+
+def _resource(name: str) -> Path:
+    return Path(str(importlib.resources.files(f"align3gr.{name}")))
+
+
+def _write_results(runs: Sequence[str], output: str) -> None:
+    sections = ["# Results\n\nWritten by `align3gr results`; the tables are those that each run made itself.\n"]
+    for run in runs:
+        folder = stage_folder(run, "evaluate")
+        manifest = read_manifest(folder)
+        statistics = json.loads((stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8"))
+        facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int))
+        sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
+        sections.append((folder / "results.md").read_text(encoding="utf-8"))
+    Path(output).write_text("\n".join(sections), encoding="utf-8")
+
+
+def _versions(manifest: dict) -> str:
+    return ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+
+
+if __name__ == "__main__":
+    main()

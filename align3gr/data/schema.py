@@ -1,0 +1,183 @@
+"""Column names of the tables, and their checks at the door.
+
+Every table that enters the package passes through one of the three `validate_*` functions. They return the table with
+the canonical columns in canonical types, rows in the order in which they came, or raise an `InputError` that names
+source and column.
+"""
+
+import polars as pl
+
+from align3gr.errors import InputError
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+RATING = "rating"
+FEEDBACK = "feedback"
+REVIEW = "review"
+TITLE = "title"
+TEXT = "text"
+PROFILE = "profile"
+
+# Columns of train.parquet, which holds one list a user.
+ITEMS = "items"
+TIMESTAMPS = "timestamps"
+RATINGS = "ratings"
+
+# The paper's three levels of feedback, worst first.
+FEEDBACK_LEVELS = ("disliked", "neutral", "liked")
+
+
+def validate_interactions(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check a table of interactions, one row each; repeated (user, item) rows are kept.
+
+    Args:
+        frame: user_id, item_id (strings or integers), timestamp (integers of any unit, or dates), and optionally
+            rating (number or null), feedback ("disliked", "neutral", "liked" or null) and review (text or null).
+        source: what to call the table in an error, usually its path.
+
+    Returns:
+        The canonical columns: strings for ids and texts, Int64 timestamps (dates become microseconds), Float64
+        ratings.
+
+    Raises:
+        InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
+    """
+    _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP), source)
+    columns = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source), _timestamps(frame, source)]
+    if RATING in frame.columns:
+        columns.append(_ratings(frame, source))
+    if FEEDBACK in frame.columns:
+        columns.append(_feedback(frame, source))
+    if REVIEW in frame.columns:
+        columns.append(_texts(frame, REVIEW, source, nulls=True))
+    return pl.DataFrame(columns)
+
+
+def validate_items(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check a table of items: item_id (unique), title and text.
+
+    Raises:
+        InputError: a column is missing, holds nulls or another type, or an item_id stands there twice.
+    """
+    _require_columns(frame, (ITEM_ID, TITLE, TEXT), source)
+    item_ids = _unique(_ids(frame, ITEM_ID, source), source)
+    return pl.DataFrame([item_ids, _texts(frame, TITLE, source), _texts(frame, TEXT, source)])
+
+
+def validate_users(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check a table of users: user_id (unique) and profile, a text that may be empty.
+
+    Raises:
+        InputError: a column is missing, holds nulls or another type, or a user_id stands there twice.
+    """
+    _require_columns(frame, (USER_ID, PROFILE), source)
+    return pl.DataFrame([_unique(_ids(frame, USER_ID, source), source), _texts(frame, PROFILE, source)])
+
+
+def require_known(values: pl.Series, known: pl.Series, source: str, known_source: str) -> None:
+    """Check that every id of `values` stands in `known`.
+
+    Raises:
+        InputError: names the first row and id that does not.
+    """
+    unknown = (~values.is_in(known.implode())).arg_true()
+    if len(unknown):
+        row = unknown[0]
+        raise InputError(
+            f"{source}: row {row} has {values.name} {values[row]!r}, which is not in {known_source} "
+            f"({len(unknown):,} such rows); add it there or remove the rows"
+        )
+
+
+def _require_columns(frame: pl.DataFrame, required: tuple[str, ...], source: str) -> None:
+    missing = [name for name in required if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"{source}: column {missing[0]!r} is missing, the columns are {frame.columns}; "
+            f"rename or add it (needed: {', '.join(required)})"
+        )
+
+
+def _refuse_nulls(column: pl.Series, source: str) -> None:
+    if column.null_count():
+        row = column.is_null().arg_true()[0]
+        raise InputError(
+            f"{source}: column {column.name!r} is null in row {row} ({column.null_count():,} nulls in all); "
+            f"remove or fill these rows"
+        )
+
+
+def _ids(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
+    column = frame[name]
+    _refuse_nulls(column, source)
+    # Floats are refused rather than cast: 7.0 would become another id than 7.
+    if not (column.dtype in (pl.String, pl.Categorical) or column.dtype.is_integer() or column.is_empty()):
+        raise InputError(
+            f"{source}: column {name!r} has type {column.dtype}, expected strings or integers; cast it before saving"
+        )
+    column = column.cast(pl.String)
+    if (column == "").any():
+        raise InputError(
+            f"{source}: column {name!r} is the empty string in row {(column == '').arg_true()[0]}; give it an id"
+        )
+    return column
+
+
+def _unique(column: pl.Series, source: str) -> pl.Series:
+    repeated = column.filter(column.is_duplicated())
+    if len(repeated):
+        raise InputError(
+            f"{source}: column {column.name!r} has {repeated[0]!r} more than once "
+            f"({len(repeated):,} rows share an id); keep one row an id"
+        )
+    return column
+
+
+def _timestamps(frame: pl.DataFrame, source: str) -> pl.Series:
+    column = frame[TIMESTAMP]
+    _refuse_nulls(column, source)
+    if column.dtype in (pl.Datetime, pl.Date):
+        return column.dt.epoch("us").alias(TIMESTAMP)
+    if not (column.dtype.is_integer() or column.is_empty()):
+        raise InputError(
+            f"{source}: column {TIMESTAMP!r} has type {column.dtype}, expected integers or datetimes; "
+            f"convert it, for example to seconds since 1970"
+        )
+    return column.cast(pl.Int64)
+
+
+def _ratings(frame: pl.DataFrame, source: str) -> pl.Series:
+    column = frame[RATING]
+    if not (column.dtype.is_numeric() or column.dtype == pl.Null):
+        raise InputError(
+            f"{source}: column {RATING!r} has type {column.dtype}, expected numbers or nulls; cast it to float"
+        )
+    column = column.cast(pl.Float64)
+    not_finite = (~column.is_finite().fill_null(True)).arg_true()
+    if len(not_finite):
+        raise InputError(
+            f"{source}: column {RATING!r} is {column[not_finite[0]]} in row {not_finite[0]}; "
+            f"use a finite number, or null where there is no rating"
+        )
+    return column
+
+
+def _feedback(frame: pl.DataFrame, source: str) -> pl.Series:
+    column = _texts(frame, FEEDBACK, source, nulls=True)
+    unknown = column.drop_nulls().filter(~column.drop_nulls().is_in(FEEDBACK_LEVELS))
+    if len(unknown):
+        raise InputError(
+            f"{source}: column {FEEDBACK!r} has the value {unknown[0]!r}, "
+            f"expected one of {', '.join(FEEDBACK_LEVELS)} or null"
+        )
+    return column
+
+
+def _texts(frame: pl.DataFrame, name: str, source: str, nulls: bool = False) -> pl.Series:
+    column = frame[name]
+    if not nulls:
+        _refuse_nulls(column, source)
+    if column.dtype not in (pl.String, pl.Categorical, pl.Null):
+        raise InputError(f"{source}: column {name!r} has type {column.dtype}, expected strings; cast it before saving")
+    return column.cast(pl.String)

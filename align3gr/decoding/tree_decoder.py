@@ -1,0 +1,145 @@
+"""Running a causal LM over a prompt and a growing tree of continuations, each prompt computed once.
+
+`generate` copies a prompt for every beam. Here the beams of a prompt are further tokens of the *same row*: a 4D
+attention mask lets each see the prompt, its own ancestors and itself, and explicit position ids put every token of one
+level at one position. The KV cache only grows; it is never copied or reordered. An unmodified Hugging Face decoder
+computes exactly what it would compute for each continuation alone.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from align3gr.errors import InputError
+
+_ATTENTION = ("sdpa", "eager")
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot run a tree of tokens, and say why.
+
+    Raises:
+        InputError: the attention implementation cannot take a 4D mask (FlashAttention, FlexAttention), the
+            architecture has no explicit positions (ALiBi) or is not made of attention layers alone, or the adapter
+            adds prompt tokens.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise InputError(f"model: got {type(model).__name__}, expected a transformers causal LM; unwrap it first")
+    name = type(model).__name__
+    text = config.get_text_config(decoder=True)
+    attention = getattr(text, "_attn_implementation", None)
+    if attention not in _ATTENTION:
+        raise InputError(
+            f"model: {name} runs {attention!r} attention, which cannot take the 4D mask of constrained beam search; "
+            'load it with attn_implementation="sdpa"'
+        )
+    plain: Any = model
+    if hasattr(plain, "get_base_model"):  # a PEFT model takes any argument and passes it on
+        plain = plain.get_base_model()
+    accepted = inspect.signature(plain.forward).parameters
+    missing = [argument for argument in _ARGUMENTS if argument not in accepted]
+    if missing or getattr(text, "alibi", False) or getattr(text, "is_encoder_decoder", False):
+        lacks = f"its forward takes no {', '.join(missing)}" if missing else "it has no explicit position ids"
+        raise InputError(f"model: {name} cannot decode a tree of tokens: {lacks}; use a decoder such as Llama or Qwen")
+    others = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
+    if others:
+        raise InputError(f"model: {name} has layers of type {sorted(others)}; only attention layers can decode a tree")
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise InputError(f"model: {name} has a prompt-learning adapter, which takes no 4D mask; use LoRA")
+
+
+class PromptTree:
+    """A batch of prompts and the tokens appended to them so far.
+
+    Args:
+        model: a causal LM that passed [`check_model`].
+        input_ids: prompts, left-padded.
+            Shape: `(batch, length)`.
+        attention_mask: 1 for prompt tokens, 0 for padding.
+            Shape: `(batch, length)`.
+        max_new_tokens: depth that the tree may reach.
+
+    Attributes:
+        logits: next-token logits of the latest tokens, `(batch, tokens, vocabulary)`: of the last prompt token after
+            the constructor (`tokens` is 1), of the tokens just appended after [`PromptTree.extend`].
+
+    Raises:
+        InputError: the prompts are not left-padded, empty, or too long for the model's positions or sliding window.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int):
+        present = attention_mask.bool()
+        self._check_prompts(model, input_ids, present, max_new_tokens)
+        self._model = model
+        self._cache = DynamicCache()
+        # A single depth of the tree has one position: the number of tokens above it.
+        self._depth = present.sum(dim=1, keepdim=True)  # (batch, 1)
+        self._visible = present.unsqueeze(1)  # (batch, latest tokens, all tokens so far): what each latest token sees
+        self._additive = model.config.get_text_config(decoder=True)._attn_implementation == "eager"
+        positions = (present.cumsum(dim=1) - 1).clamp_min(0)
+        self.logits = self._forward(input_ids, attention_mask.long(), positions, logits_to_keep=1)
+
+    def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Append one level of the tree and return its next-token logits.
+
+        Args:
+            tokens: token ids of the new level.
+                Shape: `(batch, beams)`.
+            parents: place of each token's parent among the latest tokens.
+                Shape: `(batch, beams)`.
+
+        Returns:
+            Shape: `(batch, beams, vocabulary)`.
+        """
+        batch, beams = tokens.shape
+        ancestors = self._visible.gather(1, parents.unsqueeze(-1).expand(-1, -1, self._visible.shape[-1]))
+        itself = torch.eye(beams, dtype=torch.bool, device=tokens.device).expand(batch, -1, -1)
+        self._visible = torch.cat([ancestors, itself], dim=-1)
+        mask = self._visible.unsqueeze(1)  # (batch, 1, beams, all tokens so far)
+        if self._additive:  # eager attention adds the mask to its scores; a boolean one would be silently wrong
+            dtype = self._model.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        positions = self._depth.expand(-1, beams)
+        self._depth = self._depth + 1
+        self.logits = self._forward(tokens, mask, positions, logits_to_keep=0)
+        return self.logits
+
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, logits_to_keep: int) -> Tensor:
+        return self._model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+        ).logits
+
+    @staticmethod
+    def _check_prompts(model: PreTrainedModel, input_ids: Tensor, present: Tensor, max_new_tokens: int) -> None:
+        if input_ids.ndim != 2 or input_ids.shape != present.shape or input_ids.shape[1] == 0:
+            raise InputError(
+                f"input_ids: got shape {tuple(input_ids.shape)} with a mask of {tuple(present.shape)}, "
+                "expected (batch, length) for both, length at least 1"
+            )
+        if not bool(present[:, -1:].all() & (present[:, 1:] >= present[:, :-1]).all()):
+            raise InputError("attention_mask: prompts must be left-padded and have a token each; pad on the left")
+        text = model.config.get_text_config(decoder=True)
+        longest = input_ids.shape[1] + max_new_tokens
+        positions = getattr(text, "max_position_embeddings", None)
+        if positions is not None and longest > positions:
+            raise InputError(
+                f"input_ids: prompt and SCID need {longest} positions, the model has {positions}; shorten the prompt"
+            )
+        window = getattr(text, "sliding_window", None)
+        types = getattr(text, "layer_types", None)
+        if window is not None and longest > window and (types is None or "sliding_attention" in types):
+            raise InputError(
+                f"input_ids: prompt and SCID need {longest} tokens, the model's sliding window holds {window}; "
+                "shorten the prompt"
+            )

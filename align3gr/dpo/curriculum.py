@@ -1,0 +1,230 @@
+"""Progressive preference training, easy to hard: one trainer a stage, the best policy kept.
+
+The reference of a stage is the policy it starts from: the end of the best stage before it. A stage that lowers the
+validation metric is rolled back. What has been decided stands in `curriculum.json`, written in one go when a stage is
+done; everything else can be made again from it. So a run that was killed anywhere and started again ends with the same
+weights: finished stages are not run again, an unfinished one goes on with its rows and its last checkpoint.
+
+    <output_dir>/curriculum.json     settings, metrics and decision of every stage
+                 0-easy/rows/        the stage's preference data (datasets) and its statistics
+                 0-easy/trainer/     checkpoints of its trainer
+                 best/               the kept policy and tokenizer, once all stages are done
+"""
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, restore_policy, whole_folder
+from align3gr.dpo.self_play import PreferenceRows
+from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
+from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
+from align3gr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_STATISTICS_FILE = "statistics.json"
+_DATASET_FOLDER = "dataset"
+
+MakeRows = Callable[[Any, "CurriculumStage", int], PreferenceRows]
+
+
+@dataclass(frozen=True)
+class CurriculumStage:
+    """One stage: its data and what differs from the common arguments.
+
+    Attributes:
+        name: Name in folders and logs.
+        difficulty: Kind of preference data, for `make_rows`.
+        num_prompts: Amount of preference data, for `make_rows`.
+        learning_rate: In place of the common one.
+        num_train_epochs: In place of the common one.
+        beta: In place of the common one.
+    """
+
+    name: str
+    difficulty: str
+    num_prompts: int
+    learning_rate: float | None = None
+    num_train_epochs: float | None = None
+    beta: float | None = None
+
+
+class ProgressiveCurriculum(TrainerCallback, ExportableState):
+    """Watches one stage: names it in the log and checks that it starts from its own reference.
+
+    At the first step policy and reference are the same, so the loss must be the mean of `log(1 + N)`. A stale
+    reference, a wrong adapter or active dropout all show here, and nowhere else.
+
+    Args:
+        stage: Name of the stage.
+        tolerance: Largest accepted distance of the first loss from that value.
+
+    Raises:
+        RuntimeError: (in training) The first loss is further away.
+    """
+
+    def __init__(self, stage: str, tolerance: float = 1e-3):
+        self.stage = stage
+        self.tolerance = tolerance
+        self.first_loss: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.logging_first_step = True  # the check reads the log of the first step
+        logger.info("stage %s: %d steps from step %d", self.stage, state.max_steps, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.global_step != 1 or not logs or "loss" not in logs:
+            return
+        self.first_loss = logs["loss"]
+        if not abs(self.first_loss - logs["uniform_loss"]) <= self.tolerance:
+            raise RuntimeError(
+                f"stage {self.stage}: the first loss is {self.first_loss:.4f}, but a policy equal to its reference "
+                f"has {logs['uniform_loss']:.4f}; the reference is not the policy at the start of the stage, or "
+                "dropout is on"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "args": {"stage": self.stage, "tolerance": self.tolerance},
+            "attributes": {"first_loss": self.first_loss},
+        }
+
+
+def run_curriculum(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    stages: Sequence[CurriculumStage],
+    make_rows: MakeRows,
+    evaluate: Evaluate,
+    output_dir: str | Path,
+    args: SoftmaxDPOConfig,
+    metric: str = "recall@10",
+    min_rows: int = 1,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train through the stages and leave the best policy in `model` and in `<output_dir>/best`.
+
+    Run again on the same folder, it continues. Launched in several processes, the first one makes rows and decisions.
+
+    Args:
+        model: The fine-tuned policy, plain or with a LoRA adapter; trained in place.
+        tokenizer: Saved with the policy.
+        stages: In the order of training.
+        make_rows: `make_rows(model, stage, seed)` gives the stage's rows and statistics, from the policy as it is at
+            the start of the stage. Called once a stage; the rows are kept on disk.
+        evaluate: `evaluate(model)` gives validation metrics, higher is better.
+        output_dir: Folder of the run.
+        args: Common arguments of the stages' trainers; `output_dir` and `seed` are derived from it for each stage.
+        metric: The metric of `evaluate` that decides.
+        min_rows: A stage with fewer rows is skipped.
+        callbacks: Further callbacks for every stage's trainer.
+
+    Returns:
+        The contents of `curriculum.json`.
+
+    Raises:
+        InputError: The folder holds a run with other settings, or `evaluate` does not give `metric`.
+        RuntimeError: A stage does not start from its own reference (see `ProgressiveCurriculum`).
+    """
+    _check_arguments(stages, args)
+    run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate)
+    run.begin({"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows})
+    for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
+        started = time.perf_counter()
+        folder = run.folder / f"{number}-{stage.name}"
+        seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
+        rows, statistics = _stage_rows(folder / "rows", partial(make_rows, model, stage, seed))
+        entry: dict[str, Any] = {"name": stage.name, "rows": len(rows), "statistics": statistics}
+        if len(rows) < min_rows:
+            logger.warning(
+                "stage %s: %d rows are fewer than %d, the stage is skipped", stage.name, len(rows), min_rows
+            )
+            run.record_stage(entry | {"decision": "skipped"})
+            continue
+        losses = _train(run, stage, folder / "trainer", seed, rows, callbacks)
+        entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
+        run.decide(folder, entry, started)
+    return run.finish()
+
+
+def _check_arguments(stages: Sequence[CurriculumStage], args: SoftmaxDPOConfig) -> None:
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"stages: expected at least one, each with a name of its own; got {names}")
+    if not args.disable_dropout:
+        raise InputError("disable_dropout=False hides whether a stage starts from its own reference; leave it on")
+    if args.save_only_model:
+        raise InputError("save_only_model=True leaves no optimizer to resume from; leave it off")
+
+
+def _stage_rows(folder: Path, make: Callable[[], PreferenceRows]) -> tuple[Dataset, dict[str, Any]]:
+    """The stage's rows from disk, made first if they are not there; on disk all processes can read their cache."""
+    with PartialState().main_process_first():
+        if not folder.exists():
+            rows, statistics = make()
+            with whole_folder(folder) as unfinished:
+                if rows:  # `datasets` does not read an empty dataset back
+                    Dataset.from_list(rows).save_to_disk(unfinished / _DATASET_FOLDER)
+                (unfinished / _STATISTICS_FILE).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+    dataset = folder / _DATASET_FOLDER
+    statistics = json.loads((folder / _STATISTICS_FILE).read_text(encoding="utf-8"))
+    return load_from_disk(dataset) if dataset.exists() else Dataset.from_list([]), statistics
+
+
+def _train(
+    run: CurriculumRun,
+    stage: CurriculumStage,
+    folder: Path,
+    seed: int,
+    rows: Dataset,
+    callbacks: Sequence[TrainerCallback],
+) -> list[float]:
+    """Train one stage, from its last checkpoint if there is one; gives the logged losses."""
+    checkpoint, state = _last_checkpoint(folder)
+    if checkpoint and state["global_step"] >= state["max_steps"]:
+        # The Trainer would take one step too many when it resumes from its own last step (transformers 5.23).
+        restore_policy(run.model, checkpoint)
+        return _losses(state["log_history"])
+    args = copy.copy(run.args)
+    args.output_dir, args.seed = str(folder), seed
+    for name in ("learning_rate", "num_train_epochs", "beta"):
+        if getattr(stage, name) is not None:
+            setattr(args, name, getattr(stage, name))
+    # Rounding of half precision depends on the padding of a batch, which differs between reference and training.
+    watch = ProgressiveCurriculum(stage.name, tolerance=2e-2 if args.bf16 or args.fp16 else 1e-3)
+    trainer = SoftmaxDPOTrainer(
+        run.model, args=args, train_dataset=rows, processing_class=run.tokenizer, callbacks=[watch, *callbacks]
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # Takes the launcher's and the mixed-precision wrappers off, so that the next stage does not wrap them again.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    trainer.accelerator.free_memory()
+    return _losses(trainer.state.log_history)
+
+
+def _losses(log_history: list[dict[str, float]]) -> list[float]:
+    return [entry["loss"] for entry in log_history if "loss" in entry]
+
+
+def _last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The latest complete checkpoint and its Trainer state; the file of the state is written last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            return checkpoint, json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s is incomplete, an earlier checkpoint is used", checkpoint)
+    return None, {}

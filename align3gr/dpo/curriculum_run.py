@@ -1,0 +1,161 @@
+"""What a curriculum has on disk: its record, and the policy that is best so far."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, is_peft_model
+from peft import load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedTokenizerBase
+
+from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
+from align3gr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "curriculum.json"
+# Settings of the trainer that a continued run must share with the one it continues.
+_FIXED_ARGS = (
+    "seed",
+    "beta",
+    "num_rejected",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "bf16",
+)
+
+Evaluate = Callable[[Any], dict[str, float]]
+
+
+class CurriculumRun:
+    """State of a run: the record on disk, and the policy in memory, which between stages is the best so far."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        args: SoftmaxDPOConfig,
+        metric: str,
+        evaluate: Evaluate,
+    ):
+        self.model, self.tokenizer, self.folder, self.args = model, tokenizer, folder, args
+        self.metric, self._evaluate = metric, evaluate
+        self.process = PartialState()
+        self.record: dict[str, Any] = {}
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Start a record with the metrics of the policy as given, or take up the one in the folder."""
+        arguments = self.args.to_dict()
+        settings = json.loads(json.dumps(settings | {"args": {name: arguments[name] for name in _FIXED_ARGS}}))
+        path = self.folder / RECORD_FILE
+        if path.is_file():
+            self.record = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name, value in settings.items() if self.record["settings"][name] != value]
+            if changed:
+                raise InputError(
+                    f"{path}: holds a run with other {', '.join(changed)}; choose another output_dir, or remove it"
+                )
+            restore_policy(self.model, self._best_policy())
+            return
+        self._save(self.folder / "initial" / "policy")
+        metrics = self.metrics()
+        self.record = {"settings": settings, "initial": {"metrics": metrics}, "stages": [], "best": "initial"}
+        self.record |= {"best_value": metrics[self.metric], "finished": False}
+        self._write()
+
+    def metrics(self) -> dict[str, float]:
+        """Validation metrics of the policy, those of the first process everywhere."""
+        self.model.eval()
+        metrics = broadcast_object_list([self._evaluate(self.model)])[0]
+        if self.metric not in metrics:
+            raise InputError(f"metric={self.metric!r} is not among those of evaluate: {', '.join(sorted(metrics))}")
+        return {name: float(value) for name, value in metrics.items()}
+
+    def decide(self, folder: Path, entry: dict[str, Any], started: float) -> None:
+        """Evaluate the trained policy, and keep it or go back to the best one."""
+        entry["metrics"] = self.metrics()
+        value, best = entry["metrics"][self.metric], self.record["best_value"]
+        kept = value >= best
+        entry |= {"decision": "kept" if kept else "rolled back", "seconds": time.perf_counter() - started}
+        logger.info(
+            "stage %s: %s %.4f, best before %.4f: %s", entry["name"], self.metric, value, best, entry["decision"]
+        )
+        superseded = self._best_policy()
+        if kept:
+            self._save(folder / "policy")
+            self.record |= {"best": folder.name, "best_value": value}
+        else:
+            restore_policy(self.model, superseded)
+        self.record_stage(entry)
+        if kept:
+            self._remove(superseded)
+
+    def record_stage(self, entry: dict[str, Any]) -> None:
+        self.record["stages"].append(entry)
+        self._write()
+
+    def finish(self) -> dict[str, Any]:
+        """Put the best policy into `best` and drop the working copy."""
+        if not self.record["finished"]:
+            working = self._best_policy()
+            self._save(self.folder / "best")
+            self.record["finished"] = True
+            self._write()
+            self._remove(working)
+        return self.record
+
+    def _best_policy(self) -> Path:
+        return self.folder / "best" if self.record["finished"] else self.folder / self.record["best"] / "policy"
+
+    def _save(self, folder: Path) -> None:
+        """Write policy and tokenizer; the folder appears whole or not at all."""
+        if self.process.is_main_process:
+            with whole_folder(folder) as partial:
+                self.model.save_pretrained(partial)
+                self.tokenizer.save_pretrained(partial)
+        self.process.wait_for_everyone()
+
+    def _write(self) -> None:
+        if self.process.is_main_process:
+            partial = self.folder / (RECORD_FILE + ".partial")
+            partial.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, self.folder / RECORD_FILE)
+        self.process.wait_for_everyone()
+
+    def _remove(self, folder: Path) -> None:
+        if self.process.is_main_process:
+            shutil.rmtree(folder)
+
+
+def restore_policy(model: Any, folder: Path) -> None:
+    """Load the weights of a saved policy into the model at hand."""
+    if is_peft_model(model):
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which takes its name (and the place of an older one) only when all is written."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

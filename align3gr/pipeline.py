@@ -1,0 +1,189 @@
+"""Stages: folders that appear whole or not at all, know what made them, and are not made twice.
+
+A stage works in `<folder>.partial` and renames it when all is done. Beside its results stands `manifest.json`: settings,
+the content hash of every input, seed, versions, time and peak memory. A stage whose settings and inputs are those of
+the manifest is finished; a partial folder with the same settings and inputs is taken up again, any other is thrown away.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from align3gr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STAGES = ("prepare", "embed", "scid", "sft", "sp_dpo", "evaluate")
+# Folder of each stage below the run folder.
+FOLDERS = {
+    "prepare": "data",
+    "embed": "embeddings",
+    "scid": "scid",
+    "sft": "sft",
+    "sp_dpo": "sp_dpo",
+    "evaluate": "evaluation",
+}
+_PACKAGES = ("align3gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is being worked on.
+
+    Attributes:
+        name: such as "sft".
+        folder: where results are written now, `<final folder>.partial`.
+        resumed: whether the folder holds what an interrupted run left.
+    """
+
+    name: str
+    folder: Path
+    resumed: bool
+
+
+def stage_folder(run_dir: str | Path, name: str) -> Path:
+    """Where a stage's results stand, such as `runs/yelp/sft`."""
+    return Path(run_dir) / FOLDERS[name]
+
+
+@contextmanager
+def stage(
+    run_dir: str | Path,
+    name: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    seed: int | None = None,
+) -> Iterator[Stage | None]:
+    """Runs the block once for these settings and inputs; yields None where that has been done already.
+
+    ```python
+    with stage("runs/yelp", "embed", settings, {"train": Path("runs/yelp/data/train.parquet")}) as work:
+        if work is not None:
+            ...  # write into work.folder
+    ```
+
+    Only the first process of a launch renames and writes the manifest; the others wait for it.
+
+    Args:
+        run_dir: folder of the run.
+        name: one of `STAGES`.
+        settings: everything that changes the result; must be JSON.
+        inputs: files or finished stage folders that are read, by a name of their own.
+        seed: recorded in the manifest.
+
+    Raises:
+        InputError: an input does not exist, or the run folder cannot be made.
+    """
+    from accelerate import PartialState
+
+    process = PartialState()
+    final = stage_folder(run_dir, name)
+    partial = final.with_name(final.name + ".partial")
+    made_from = {
+        "stage": name,
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "inputs": {key: content_hash(path) for key, path in inputs.items()},
+        "seed": seed,
+    }
+    if _matches(final / MANIFEST, made_from):
+        logger.info("%s: finished already, nothing changed", name)
+        yield None
+        return
+    resumed = _matches(partial / MANIFEST, made_from)
+    process.wait_for_everyone()
+    if process.is_main_process and not resumed:
+        _make_fresh(partial, made_from)
+    process.wait_for_everyone()
+    started = time.perf_counter()
+    yield Stage(name, partial, resumed)
+    process.wait_for_everyone()
+    if process.is_main_process:
+        _finish(partial, final, made_from, time.perf_counter() - started)
+    process.wait_for_everyone()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a finished stage.
+
+    Raises:
+        InputError: the folder holds no finished stage.
+    """
+    path = Path(folder, MANIFEST)
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no finished stage (no {MANIFEST}); run the stage that makes it first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files (manifest apart).
+
+    Raises:
+        InputError: there is nothing at the path.
+    """
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
+            digest.update(f"{file.relative_to(path)}\0{content_hash(file)}\n".encode())
+        return digest.hexdigest()
+    if not path.is_file():
+        raise InputError(f"{path}: not found; run the stage that makes it first")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _matches(path: Path, made_from: dict[str, Any]) -> bool:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(manifest.get(key) == value for key, value in made_from.items())
+
+
+def _make_fresh(partial: Path, made_from: dict[str, Any]) -> None:
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        _write_json(partial / MANIFEST, made_from)
+    except OSError as error:
+        raise InputError(f"run_dir: cannot write {partial}: {error.strerror}; choose another run_dir") from error
+
+
+def _finish(partial: Path, final: Path, made_from: dict[str, Any], seconds: float) -> None:
+    """Completes the manifest and puts the folder in its place."""
+    measured = {
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
+    _write_json(partial / MANIFEST, made_from | measured)
+    if final.exists():
+        # Two renames, so that a kill in between leaves the old or the new results, never a mixture.
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, final)
+    logger.info("%s: finished in %.0f s", made_from["stage"], seconds)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,36 @@
+"""Token level: users and items become Semantic-Collaborative IDs.
+
+Names are loaded when they are first used: prompts and codes do not need what training needs.
+"""
+
+from typing import TYPE_CHECKING
+
+from align3gr.lazy import attach
+
+if TYPE_CHECKING:
+    from align3gr.scid.code_table import codes_column, load_codes, save_codes
+    from align3gr.scid.collisions import CollisionReport, resolve_collisions
+    from align3gr.scid.configuration_rqvae import RQVAEConfig
+    from align3gr.scid.dual_scid_trainer import DualSCIDTrainer, DualSCIDTrainingConfig, train_dual_scid
+    from align3gr.scid.features import Codes, FeatureTable, assign_codes, embed_all
+    from align3gr.scid.modeling_dual_scid import DualSCIDConfig, DualSCIDModel, u2i_loss
+    from align3gr.scid.modeling_rqvae import RQVAEModel
+    from align3gr.scid.prompts import PromptBuilder
+    from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
+    from align3gr.scid.vocabulary import SCIDVocabulary
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "code_table": ("codes_column", "load_codes", "save_codes"),
+        "collisions": ("CollisionReport", "resolve_collisions"),
+        "configuration_rqvae": ("RQVAEConfig",),
+        "dual_scid_trainer": ("DualSCIDTrainer", "DualSCIDTrainingConfig", "train_dual_scid"),
+        "features": ("Codes", "FeatureTable", "assign_codes", "embed_all"),
+        "modeling_dual_scid": ("DualSCIDConfig", "DualSCIDModel", "u2i_loss"),
+        "modeling_rqvae": ("RQVAEModel",),
+        "prompts": ("PromptBuilder",),
+        "tokenization_scid": ("SCIDTokenizer", "train_base_tokenizer"),
+        "vocabulary": ("SCIDVocabulary",),
+    },
+)

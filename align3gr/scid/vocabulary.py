@@ -1,0 +1,114 @@
+"""Where the SCID tokens stand in a tokenizer: the bridge between codes and token ids.
+
+It reads token strings, not a tokenizer class, because `AutoTokenizer` gives some architectures (Qwen2, Mistral, ...)
+a class of its own. Everything that turns codes into ids or back goes through here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+ITEM_FAMILY = "i"
+USER_FAMILY = "u"
+_TOKEN = re.compile(r"<([iu])(\d+)_(\d+)>")
+
+
+def scid_token(family: str, level: int, code: int) -> str:
+    """The token of one code, such as `<i0_12>` for an item or `<u2_7>` for a user."""
+    return f"<{family}{level}_{code}>"
+
+
+def scid_tokens(family: str, codebook_sizes: Sequence[int]) -> list[str]:
+    """All tokens of one family, level by level."""
+    return [scid_token(family, level, code) for level, size in enumerate(codebook_sizes) for code in range(size)]
+
+
+@dataclass(frozen=True)
+class SCIDVocabulary:
+    """Token ids of the item and user SCID tokens.
+
+    Attributes:
+        item_tokens: `(levels, codebook_size)` int64, the token id of each item code; -1 where a level is smaller.
+        user_tokens: the same for users; shape `(0, 0)` where the tokenizer has no user tokens.
+    """
+
+    item_tokens: np.ndarray
+    user_tokens: np.ndarray
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> "SCIDVocabulary":
+        """Finds the SCID tokens among the added tokens of any tokenizer.
+
+        Raises:
+            ValueError: the tokenizer has no item SCID tokens, or a level has gaps.
+        """
+        found: dict[str, dict[tuple[int, int], int]] = {ITEM_FAMILY: {}, USER_FAMILY: {}}
+        for token, token_id in tokenizer.get_added_vocab().items():
+            match = _TOKEN.fullmatch(token)
+            if match:
+                family, level, code = match.groups()
+                found[family][int(level), int(code)] = token_id
+        if not found[ITEM_FAMILY]:
+            raise ValueError(
+                "the tokenizer has no item SCID tokens such as <i0_0>; make it with SCIDTokenizer.from_base(...)"
+            )
+        return cls(_token_table(found[ITEM_FAMILY]), _token_table(found[USER_FAMILY]))
+
+    @property
+    def item_levels(self) -> int:
+        return self.item_tokens.shape[0]
+
+    def item_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Token ids of item codes. Shape: `(..., levels)` -> `(..., levels)` int64."""
+        return _lookup(self.item_tokens, codes, "item")
+
+    def user_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Token ids of user codes. Shape: `(..., levels)` -> `(..., levels)` int64."""
+        return _lookup(self.user_tokens, codes, "user")
+
+    def item_codes(self, token_ids: np.ndarray) -> np.ndarray:
+        """Codes of item token ids; the inverse of `item_ids`. Shape: `(..., levels)` -> `(..., levels)` int64.
+
+        Raises:
+            ValueError: an id is not the item token of its level.
+        """
+        token_ids = np.asarray(token_ids)
+        codes = np.empty(token_ids.shape, dtype=np.int64)
+        for level, table in enumerate(self.item_tokens):
+            order = np.argsort(table)
+            at = np.clip(np.searchsorted(table[order], token_ids[..., level]), 0, len(table) - 1)
+            codes[..., level] = order[at]
+        if (self.item_ids(codes) != token_ids).any():
+            raise ValueError("token_ids: not all ids are item SCID tokens of their level")
+        return codes
+
+
+def _token_table(found: dict[tuple[int, int], int]) -> np.ndarray:
+    if not found:
+        return np.zeros((0, 0), dtype=np.int64)
+    levels = max(level for level, _ in found) + 1
+    size = max(code for _, code in found) + 1
+    table = np.full((levels, size), -1, dtype=np.int64)
+    for (level, code), token_id in found.items():
+        table[level, code] = token_id
+    for level, row in enumerate(table):
+        present = np.flatnonzero(row >= 0)
+        if len(present) == 0 or present[-1] + 1 != len(present):
+            raise ValueError(f"the tokenizer's SCID tokens of level {level} have gaps; it was not made by SCIDTokenizer")
+    return table
+
+
+def _lookup(table: np.ndarray, codes: np.ndarray, family: str) -> np.ndarray:
+    codes = np.asarray(codes)
+    levels = table.shape[0]
+    if codes.shape[-1] != levels:
+        raise ValueError(f"codes: the last dimension is {codes.shape[-1]}, the tokenizer has {levels} {family} levels")
+    if codes.size and (codes.min() < 0 or codes.max() >= table.shape[1]):
+        raise ValueError(f"codes: values must lie in [0, {table.shape[1]}), got {codes.min()} to {codes.max()}")
+    ids = table[np.arange(levels), codes]
+    if codes.size and ids.min() < 0:
+        raise ValueError(f"codes: a {family} code exceeds the size of its level's codebook")
+    return ids

@@ -1,0 +1,310 @@
+"""Constrained beam search against `generate` with `prefix_allowed_tokens_fn`, on the same model in the same process.
+
+    python benchmarks/decoding.py            # the setting of the first table, under 5 minutes on 2 cores
+    python benchmarks/decoding.py --full     # also other catalogues, prompt lengths and batch sizes, and trie steps
+
+How it measures: one thread, process CPU time, variants interleaved round by round, medians. Memory is the growth of
+the peak resident set over one call in a forked child that has not run any variant before (`/proc/self/clear_refs`
+resets the peak), so caches and allocator pools of one variant cannot hide the need of another. Truth for the recall of
+the beams is the score of every item. The model is a random Llama, whose flat distributions are hard for a beam.
+The last line is one JSON object.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.trie import SCIDTrie
+
+LEVELS, CODES, BEAMS, VOCABULARY = 3, 256, 20, 3100
+WIDTHS = (20, 48, 20)  # flat distributions lose most of their best items at the second of three levels
+LEVEL_TOKENS = torch.arange(1000, 1000 + LEVELS * CODES).view(LEVELS, CODES)
+
+
+@dataclass
+class Setting:
+    """A catalogue, and prompts of one batch."""
+
+    codes: Tensor  # (items, levels), distinct
+    input_ids: Tensor  # (batch, length)
+    mask: Tensor  # (batch, length)
+
+    @classmethod
+    def random(cls, items: int, batch: int, length: int, shortest: int | None = None, seed: int = 0) -> "Setting":
+        generator = torch.Generator().manual_seed(seed)
+        keys = torch.randperm(CODES**LEVELS, generator=generator)[:items]
+        codes = torch.stack([keys // CODES**level % CODES for level in range(LEVELS)], dim=1)
+        input_ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+        lengths = torch.randint(shortest or length, length + 1, (batch, 1), generator=generator)
+        return cls(codes, input_ids, (torch.arange(length) >= length - lengths).long())
+
+
+class Peer:
+    """`generate` with the usual dictionary trie."""
+
+    def __init__(self, model: LlamaForCausalLM, codes: Tensor):
+        self.model = model
+        self.tokens = torch.stack([LEVEL_TOKENS[level][codes[:, level]] for level in range(LEVELS)], dim=1).tolist()
+        self.root: dict[int, Any] = {}
+        for row in self.tokens:
+            node = self.root
+            for token in row:
+                node = node.setdefault(token, {})
+
+    def __call__(self, setting: Setting) -> tuple[Tensor, Tensor]:
+        """Token ids `(batch, beams, levels)` and scores `(batch, beams)`."""
+        batch, length = setting.input_ids.shape
+
+        def allowed(_: int, sequence: Tensor) -> list[int]:
+            node = self.root
+            for token in sequence[length:].tolist():
+                node = node[token]
+            return list(node)
+
+        output = self.model.generate(
+            setting.input_ids,
+            attention_mask=setting.mask,
+            prefix_allowed_tokens_fn=allowed,
+            num_beams=BEAMS,
+            num_return_sequences=BEAMS,
+            max_new_tokens=LEVELS,
+            length_penalty=0.0,
+            do_sample=False,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        return output.sequences[:, length:].view(batch, BEAMS, LEVELS), output.sequences_scores.view(batch, BEAMS)
+
+
+def make_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_search(model: LlamaForCausalLM, codes: Tensor, **options: Any) -> ConstrainedBeamSearch:
+    trie = SCIDTrie.from_codes(codes, (CODES,) * LEVELS)
+    return ConstrainedBeamSearch(model, trie, LEVEL_TOKENS, **({"num_beams": BEAMS} | options))
+
+
+def rank(search: ConstrainedBeamSearch, setting: Setting) -> list[list[int]]:
+    return search.search(setting.input_ids, setting.mask).top(BEAMS).items.tolist()
+
+
+def cpu_seconds(variants: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, float]:
+    """Median process CPU seconds of each variant; each runs its number of times in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for run, _ in list(variants.values()):
+        run()
+    for _ in range(rounds):
+        for name, (run, repeats) in variants.items():
+            for _ in range(repeats):
+                start = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """Growth of the peak resident set of one call in a forked child, in MB."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _resident("VmRSS")
+            run()
+            os.write(writer, str(_resident("VmHWM") - before).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return float(answer) / 1024
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def true_best(model: LlamaForCausalLM, setting: Setting, k: int, block: int = 4) -> list[list[int]]:
+    """The `k` most probable items of each row: every item scored, a block of first codes at a time."""
+    scores = torch.full((len(setting.input_ids), len(setting.codes)), float("-inf"))
+    for first in range(0, CODES, block):
+        items = ((setting.codes[:, 0] >= first) & (setting.codes[:, 0] < first + block)).nonzero().squeeze(-1)
+        if len(items):
+            search = make_search(model, setting.codes[items], num_beams=len(items))
+            best = search.search(setting.input_ids, setting.mask).top(len(items))
+            scores.scatter_(1, items[best.items], best.scores)
+    return scores.topk(k).indices.tolist()
+
+
+def overlap(lists: list[list[int]], others: list[list[int]]) -> float:
+    """Mean share of a list that stands in the other."""
+    return statistics.mean(len(set(a) & set(b)) / len(b) for a, b in zip(lists, others, strict=True))
+
+
+def same_as_generate(model: LlamaForCausalLM, settings: list[Setting]) -> tuple[bool, float]:
+    """Whether all ordered lists are the peer's, and the largest difference of a score."""
+    same, difference = True, 0.0
+    for setting in settings:
+        tokens, scores = Peer(model, setting.codes)(setting)
+        ours = make_search(model, setting.codes).search(setting.input_ids, setting.mask).top(BEAMS)
+        codes = setting.codes[ours.items]  # (batch, beams, levels)
+        answers = torch.stack([LEVEL_TOKENS[level][codes[..., level]] for level in range(LEVELS)], dim=-1)
+        same &= torch.equal(answers, tokens)
+        difference = max(difference, float((ours.scores - scores).abs().max()))
+    return same, difference
+
+
+def invalid_items(model: LlamaForCausalLM) -> int:
+    """Items shown that are outside the catalogue, shown twice or denied; small catalogues are where searches slip."""
+    wrong = 0
+    for items in (1, 7, 19, 300, 20_000):
+        setting = Setting.random(items, batch=8, length=40, shortest=10, seed=items)
+        candidates = make_search(model, setting.codes).search(setting.input_ids, setting.mask)
+        allowed = candidates.top(BEAMS).items.tolist()
+        deny = [[item for item in row if item >= 0][::2] for row in allowed]
+        for rows, denied in ((allowed, [[]] * 8), (candidates.top(BEAMS, deny=deny).items.tolist(), deny)):
+            for row, hidden in zip(rows, denied, strict=True):
+                shown = [item for item in row if item != -1]
+                wrong += sum(not 0 <= item < items or item in hidden for item in shown) + len(shown) - len(set(shown))
+    return wrong
+
+
+def measure(console: Console) -> dict[str, Any]:
+    model = make_model()
+    setting = Setting.random(items=20_000, batch=16, length=80)
+    half = copy.deepcopy(model).bfloat16()
+    half.set_attn_implementation("eager")  # the faster of the two for bf16 on a CPU
+    peer, ours = Peer(model, setting.codes), make_search(model, setting.codes)
+    ours_half, wide = make_search(half, setting.codes), make_search(model, setting.codes, widths=WIDTHS)
+    variants: dict[str, tuple[Callable[[], object], int]] = {
+        "generate": (partial(peer, setting), 1),
+        "ours, fp32": (partial(rank, ours, setting), 3),
+        "ours, bf16": (partial(rank, ours_half, setting), 3),
+        f"ours, {list(WIDTHS)}": (partial(rank, wide, setting), 3),
+    }
+    memory = {name: peak_memory(run) for name, (run, _) in variants.items()}
+    seconds = cpu_seconds(variants, rounds=5)
+    slow, fp32, bf16, tapered = (seconds[name] for name in variants)
+
+    same, difference = same_as_generate(model, [setting, Setting.random(20_000, 16, 80, shortest=40, seed=1)])
+    many = Setting.random(20_000, batch=64, length=80, seed=0)
+    exact, rounded = rank(ours, many), rank(ours_half, many)
+    truth = true_best(model, setting, BEAMS)
+    recall, recall_wide = (overlap(rank(each, setting), truth) for each in (ours, wide))
+
+    table = Table("variant", "users/s", "ratio", "peak memory MB", "of the true best 20")
+    for name in variants:
+        found = {"ours, fp32": f"{recall:.1%}", list(variants)[-1]: f"{recall_wide:.1%}"}.get(name, "")
+        table.add_row(name, f"{16 / seconds[name]:.1f}", f"{slow / seconds[name]:.1f}", f"{memory[name]:.0f}", found)
+    console.print("20,000 items, 3 x 256, batch 16, prompt 80, beam 20, Llama 256 x 4 layers, vocabulary 3,100")
+    console.print(table)
+    names = list(variants)
+    return {
+        "fp32_ratio": slow / fp32,
+        "bf16_ratio": slow / bf16,
+        "bf16_overlap": overlap(rounded, exact),
+        "same_lists": same,
+        "max_score_diff": difference,
+        "memory_ratio": memory[names[0]] / memory[names[1]],
+        "invalid_items": invalid_items(model),
+        "tapered_recall_gain": recall_wide - recall,
+        "tapered_cost": tapered / fp32,
+        "widths": list(WIDTHS),
+        "users_per_second": {name: 16 / value for name, value in seconds.items()},
+        "peak_mb": memory,
+    }
+
+
+def measure_grid(console: Console) -> list[dict[str, float]]:
+    """The same ratio for other catalogues, prompt lengths and batch sizes."""
+    model = make_model()
+    table = Table("items", "prompt", "batch", "generate users/s", "ours users/s", "ratio")
+    rows = []
+    grid = ((2_000, 80, 16), (200_000, 80, 16), (20_000, 40, 16), (20_000, 160, 16), (20_000, 80, 1))
+    for items, length, batch in grid:
+        setting = Setting.random(items, batch, length)
+        peer, ours = Peer(model, setting.codes), make_search(model, setting.codes)
+        variants: dict[str, tuple[Callable[[], object], int]] = {
+            "peer": (partial(peer, setting), 1),
+            "ours": (partial(rank, ours, setting), 3),
+        }
+        seconds = cpu_seconds(variants, rounds=3)
+        row = {"items": items, "prompt": length, "batch": batch, "ratio": seconds["peer"] / seconds["ours"]}
+        rows.append(row)
+        rates = (f"{batch / seconds[name]:.1f}" for name in ("peer", "ours"))
+        table.add_row(f"{items:,}", str(length), str(batch), *rates, f"{row['ratio']:.1f}")
+    console.print(table)
+    return rows
+
+
+def measure_trie(console: Console) -> list[dict[str, float]]:
+    """Building the index, its size, and the time of one step of 320 beams at the last level."""
+    table = Table("items", "levels", "build s", "MB", "step ms")
+    rows = []
+    for items, levels in ((20_000, 3), (1_000_000, 3), (1_000_000, 4), (10_000_000, 4)):
+        codes = torch.randint(0, CODES, (items, levels), generator=torch.Generator().manual_seed(0))
+        start = time.process_time()
+        trie = SCIDTrie.from_codes(codes, (CODES,) * levels)
+        build = time.process_time() - start
+        nodes = torch.randint(0, trie.num_nodes[-2], (16, BEAMS), generator=torch.Generator().manual_seed(0))
+        run = partial(_trie_step, trie, nodes)
+        step_ms, size = cpu_seconds({"step": (run, 20)}, rounds=1)["step"] * 1e3, trie.num_bytes / 1e6
+        rows.append({"items": items, "levels": levels, "build_s": build, "mb": size, "step_ms": step_ms})
+        table.add_row(f"{items:,}", str(levels), f"{build:.2f}", f"{size:.1f}", f"{step_ms:.2f}")
+    console.print(table)
+    return rows
+
+
+def _trie_step(trie: SCIDTrie, nodes: Tensor) -> Tensor:
+    return trie.codes(trie.levels, trie.children(trie.levels - 1, nodes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="also other settings, and the trie alone")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    figures = measure(console)
+    if options.full:
+        figures |= {"grid": measure_grid(console), "trie": measure_trie(console)}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

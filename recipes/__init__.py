@@ -1,0 +1,1 @@
+"""Recipes: one script a stage, one folder of settings a data set."""

@@ -1,0 +1,74 @@
+"""Behaviour level: a causal LM over SCID tokens learns every item of every training history (TRL `SFTTrainer`)."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from align3gr.data import Split
+from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, TITLE, USER_ID
+from align3gr.decoding import Recommender
+from align3gr.pipeline import stage, stage_folder
+from align3gr.recipe import parse, run_recipe, training_settings
+from align3gr.scid import DualSCIDConfig, PromptBuilder, SCIDTokenizer, codes_column, load_codes, train_base_tokenizer
+from align3gr.sft import SmallLlamaConfig, add_dropout, every_item_rows, small_llama
+
+
+@dataclass
+class SFTArguments:
+    run_dir: str = field(metadata={"help": "Folder of the run; the model appears in its folder sft."})
+    base_vocab_size: int = field(
+        default=1000, metadata={"help": "Size of the BPE vocabulary trained on the catalogue, before SCID tokens."}
+    )
+    max_history: int = field(default=20, metadata={"help": "Latest items of a history that a prompt holds."})
+    user_scid: bool = field(default=True, metadata={"help": "Whether a prompt holds the user's SCID."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout on embeddings and blocks."})
+
+
+def main() -> None:
+    arguments, backbone, training = parse([SFTArguments, SmallLlamaConfig, SFTConfig])
+    data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))
+    inputs = {name: data / f"{name}.parquet" for name in ("items", "users", "train")}
+    inputs |= {name: scid / f"{name}.parquet" for name in ("item_codes", "user_codes")}
+    inputs["codebooks"] = scid / "model" / "config.json"
+    settings = asdict(arguments) | asdict(backbone) | training_settings(training)
+    del settings["run_dir"]
+    with stage(arguments.run_dir, "sft", settings, inputs, training.seed) as work:
+        if work is None:
+            return
+        split = Split.load(data)
+        item_codes = load_codes(inputs["item_codes"], ITEM_ID, split.items[ITEM_ID])
+        user_codes = load_codes(inputs["user_codes"], USER_ID, split.users[USER_ID])
+        texts = split.items[TEXT].to_list() + split.users[PROFILE].to_list()
+        quantizers = DualSCIDConfig.from_pretrained(scid / "model")
+        tokenizer = SCIDTokenizer.from_base(
+            train_base_tokenizer(texts, arguments.base_vocab_size),
+            quantizers.item_rqvae["codebook_sizes"],
+            quantizers.user_rqvae["codebook_sizes"],
+        )
+        prompts = PromptBuilder(tokenizer, arguments.max_history, arguments.user_scid)
+        model = small_llama(backbone, tokenizer, training.seed)
+        add_dropout(model, arguments.dropout)
+        training.output_dir = str(work.folder / "trainer")
+        trainer = SFTTrainer(
+            model=model,
+            args=training,
+            train_dataset=every_item_rows(prompts, split.train_sequences(), user_codes, item_codes),
+            processing_class=tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir) if work.resumed else None)
+        (work.folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(training.output_dir)
+        Recommender(
+            model,
+            tokenizer,
+            split.items.select(ITEM_ID, TITLE).with_columns(codes_column(item_codes)),
+            split.users.select(USER_ID).with_columns(codes_column(user_codes)),
+            prompts,
+        ).save_pretrained(work.folder / "model")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

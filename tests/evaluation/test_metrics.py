@@ -1,0 +1,109 @@
+import math
+
+import numpy as np
+import pytest
+
+from align3gr.errors import InputError
+from align3gr.evaluation.metrics import ABSENT, is_repeat, ndcg_at_k, recall_at_k, target_ranks, three_columns
+
+RANKINGS = np.array([[3, 1, 2], [0, 4, -1], [5, 6, 7], [-1, -1, -1]])
+TARGETS = np.array([2, 0, 4, 1])
+
+
+def test_ranks_by_hand():
+    assert target_ranks(RANKINGS, TARGETS).tolist() == [2, 0, ABSENT, ABSENT]
+
+
+def test_an_item_shown_twice_counts_where_it_is_best():
+    assert target_ranks(np.array([[3, 9, 9]]), np.array([9])).tolist() == [1]
+
+
+def test_recall_and_ndcg_by_hand():
+    ranks = target_ranks(RANKINGS, TARGETS)
+    assert recall_at_k(ranks, 2).tolist() == [0, 1, 0, 0]
+    assert recall_at_k(ranks, 3).tolist() == [1, 1, 0, 0]
+    # A rank of 2 has the gain 1 / log2(4), a rank of 1 would have 1 / log2(3).
+    assert ndcg_at_k(ranks, 3).tolist() == [0.5, 1, 0, 0]
+    assert ndcg_at_k(np.array([1]), 3).tolist() == pytest.approx([1 / math.log2(3)])
+    assert ndcg_at_k(ranks, 2).tolist() == [0, 1, 0, 0]
+
+
+def test_a_long_k_never_finds_an_absent_target():
+    assert recall_at_k(np.array([ABSENT]), 10**9).tolist() == [0]
+    assert ndcg_at_k(np.array([ABSENT]), 10**9).tolist() == [0]
+
+
+def test_equal_to_ranx():
+    ranx = pytest.importorskip("ranx", reason="ranx, the oracle, is not installed")
+    rng = np.random.default_rng(0)
+    users, items, k = 200, 60, 20
+    rankings = np.stack([rng.permutation(items)[:k] for _ in range(users)])
+    targets = rng.integers(items, size=users)
+    qrels = ranx.Qrels({f"u{row}": {f"i{target}": 1} for row, target in enumerate(targets)})
+    run = ranx.Run(
+        {
+            f"u{row}": {f"i{item}": float(k - rank) for rank, item in enumerate(ranking)}
+            for row, ranking in enumerate(rankings)
+        }
+    )
+    ranks = target_ranks(rankings, targets)
+    names = ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+    theirs = ranx.evaluate(qrels, run, names)
+    ours = [recall_at_k(ranks, 5), recall_at_k(ranks, 10), ndcg_at_k(ranks, 5), ndcg_at_k(ranks, 10)]
+    assert 0 < ours[0].mean() < 1
+    for name, values in zip(names, ours, strict=True):
+        assert values.mean() == pytest.approx(theirs[name], abs=1e-9), name
+
+
+def test_repeats_are_found_anywhere_in_the_history():
+    histories = [np.array([2, 5, 2]), np.array([1]), np.array([], dtype=np.int64)]
+    assert is_repeat(np.array([2, 2, 2]), histories).tolist() == [True, False, False]
+
+
+HISTORIES = [np.array([2, 3]), np.array([1, 6]), np.array([8])]
+THREE_TARGETS = np.array([2, 0, 9])
+ALLOWED = np.array([[3, 2], [6, 1], [9, 8]])
+MASKED = np.array([[4, 1], [0, 5], [9, 7]])
+
+
+def test_three_columns_by_hand():
+    columns = three_columns(ALLOWED, MASKED, THREE_TARGETS, HISTORIES, ks=(1, 2))
+    second = 1 / math.log2(3)
+    # Allowed: ranks 1, absent, 0. Masked: absent (a repeat), 0, 0. The first user's target is a repeat.
+    expected = {
+        "seen_allowed": (1 / 3, 2 / 3, 1 / 3, (1 + second) / 3, 3),
+        "seen_masked": (2 / 3, 2 / 3, 2 / 3, 2 / 3, 3),
+        "discoveries": (1, 1, 1, 1, 2),
+        "seen_allowed_repeats": (0, 1, 0, second, 1),
+        "seen_allowed_discoveries": (1 / 2, 1 / 2, 1 / 2, 1 / 2, 2),
+    }
+    assert columns.keys() == expected.keys()
+    for name, values in expected.items():
+        got = [columns[name][key] for key in ("recall@1", "recall@2", "ndcg@1", "ndcg@2", "users")]
+        assert got == pytest.approx(values), name
+
+
+def test_liked_columns_count_targets_rated_four_or_higher():
+    ratings = np.array([5.0, 3.0, np.nan])
+    columns = three_columns(ALLOWED, MASKED, THREE_TARGETS, HISTORIES, ks=(1, 2), ratings=ratings)
+    assert columns["seen_allowed_liked"] == pytest.approx(
+        {"recall@1": 0, "recall@2": 1, "ndcg@1": 0, "ndcg@2": 1 / math.log2(3), "users": 1}
+    )
+    assert columns["seen_masked_liked"]["recall@2"] == 0
+    # The one liked target is a repeat: nobody is left, and that is said.
+    assert columns["discoveries_liked"] == {"recall@1": 0, "ndcg@1": 0, "recall@2": 0, "ndcg@2": 0, "users": 0}
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(InputError, match="rankings_allowed: got lists of 2 items, which cannot answer k=10"):
+        three_columns(ALLOWED, MASKED, THREE_TARGETS, HISTORIES)
+    with pytest.raises(InputError, match="rankings_masked: row 0 shows item 2 of its history"):
+        three_columns(ALLOWED, ALLOWED, THREE_TARGETS, HISTORIES, ks=(1, 2))
+    with pytest.raises(InputError, match="histories: got 2, expected one for each of 3 targets"):
+        is_repeat(THREE_TARGETS, HISTORIES[:2])
+    with pytest.raises(InputError, match=r"expected \(users, k\) and \(users,\)"):
+        target_ranks(ALLOWED, THREE_TARGETS[:2])
+    with pytest.raises(InputError, match="targets: got -1"):
+        target_ranks(ALLOWED, np.array([-1, 0, 0]))
+    with pytest.raises(InputError, match="k: got 0"):
+        recall_at_k(np.array([0]), 0)

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from transformers import AutoModel
+
+from align3gr.scid import RQVAEConfig, RQVAEModel
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RQVAEModel(RQVAEConfig(input_dim=12, codebook_sizes=(8, 8), codebook_dim=4))
+
+
+def test_codes_are_the_nearest_of_each_residual(model):
+    features = torch.randn(20, 12)
+    codes = model.encode(features)
+    latent = model.encoder(features)
+    for row in range(20):
+        residual = latent[row]
+        for level, book in enumerate(model.quantizer.codebooks):
+            nearest = ((residual - book) ** 2).sum(1).argmin()
+            assert codes[row, level] == nearest
+            residual = residual - book[nearest]
+
+
+def test_loss_is_reconstruction_plus_codebook_plus_commitment(model):
+    features = torch.randn(6, 12)
+    output = model(features)
+    latent = model.encoder(features)
+    residual, total, expected = latent, 0, 0.0
+    for level, book in enumerate(model.quantizer.codebooks):
+        chosen = book[output.codes[:, level]]
+        expected += 1.25 * ((chosen - residual) ** 2).mean()
+        total, residual = total + chosen, residual - chosen
+    torch.testing.assert_close(output.quantization_loss, expected)
+    reconstruction = model.decoder(total)
+    torch.testing.assert_close(output.reconstruction, reconstruction)
+    torch.testing.assert_close(output.loss, ((reconstruction - features) ** 2).mean() + expected)
+
+
+def test_gradient_passes_straight_through_to_the_encoder(model):
+    output = model(torch.randn(6, 12))
+    output.reconstruction_loss.backward()
+    assert model.encoder[0].weight.grad.abs().sum() > 0
+    assert all(book.grad is None or book.grad.abs().sum() == 0 for book in model.quantizer.codebooks)
+
+
+def test_kmeans_start_uses_every_code(model):
+    features = torch.randn(400, 12)
+    model.initialize_codebooks(features)
+    codes = model.encode(features)
+    assert len(codes[:, 0].unique()) == 8 and len(codes[:, 1].unique()) == 8
+
+
+def test_kmeans_start_with_fewer_rows_than_codes(model):
+    features = torch.randn(3, 12)
+    model.initialize_codebooks(features)
+    assert model(features).quantization_loss.item() < 1e-6
+
+
+def test_dead_codes_come_back(model):
+    model.config.revive_after = 3
+    with torch.no_grad():
+        model.quantizer.codebooks[0][1:] = 1e3  # all but one code far away from everything
+    model.train()
+    features = torch.randn(64, 12)
+    assert len(model(features).codes[:, 0].unique()) == 1
+    for _ in range(5):
+        codes = model(features).codes
+    assert len(codes[:, 0].unique()) > 4
+
+
+def test_save_and_load_gives_the_same_codes(model, tmp_path):
+    features = torch.randn(50, 12)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, RQVAEModel)
+    assert torch.equal(again.encode(features), model.encode(features))
+
+
+def test_codes_do_not_depend_on_autocast(model):
+    features = torch.randn(500, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = model.encode(features)
+    assert torch.equal(codes, model.encode(features))
+
+
+def test_config_refuses_codebooks_of_one_code():
+    with pytest.raises(ValueError, match="codebook_sizes"):
+        RQVAEConfig(codebook_sizes=(256, 1))

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from align3gr.errors import InputError
+from align3gr.pipeline import content_hash, read_manifest, stage, stage_folder
+
+
+def run(run_dir, settings, source, text="result"):
+    """One stage that writes a file; tells whether the block ran, and whether it found a resumed folder."""
+    with stage(run_dir, "embed", settings, {"source": source}, seed=1) as work:
+        if work is None:
+            return "skipped"
+        (work.folder / "out.txt").write_text(text)
+        return "resumed" if work.resumed else "fresh"
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source.txt"
+    path.write_text("input")
+    return path
+
+
+def test_a_finished_stage_is_skipped_until_settings_or_inputs_change(tmp_path, source):
+    assert run(tmp_path, {"dim": 1}, source) == "fresh"
+    assert run(tmp_path, {"dim": 1}, source, "other") == "skipped"
+    folder = stage_folder(tmp_path, "embed")
+    assert (folder / "out.txt").read_text() == "result"
+    assert run(tmp_path, {"dim": 2}, source, "new settings") == "fresh"
+    assert (folder / "out.txt").read_text() == "new settings"
+    source.write_text("changed")
+    assert run(tmp_path, {"dim": 2}, source, "new input") == "fresh"
+    assert (folder / "out.txt").read_text() == "new input"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "source.txt"]
+
+
+def test_an_interrupted_stage_leaves_no_result_and_is_resumed(tmp_path, source):
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 1}, {"source": source}) as work:
+        (work.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert not stage_folder(tmp_path, "embed").exists()
+    with stage(tmp_path, "embed", {"dim": 1}, {"source": source}) as work:
+        assert work.resumed and (work.folder / "half.txt").read_text() == "half"
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 2}, {"source": source}) as work:
+        (work.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    with stage(tmp_path, "embed", {"dim": 3}, {"source": source}) as work:
+        assert not work.resumed and not (work.folder / "half.txt").exists()
+
+
+def test_a_failing_rerun_keeps_the_last_good_result(tmp_path, source):
+    run(tmp_path, {"dim": 1}, source)
+    with pytest.raises(RuntimeError), stage(tmp_path, "embed", {"dim": 2}, {"source": source}):
+        raise RuntimeError
+    assert (stage_folder(tmp_path, "embed") / "out.txt").read_text() == "result"
+
+
+def test_the_manifest_ties_a_result_to_what_made_it(tmp_path, source):
+    run(tmp_path, {"dim": 1}, source)
+    manifest = read_manifest(stage_folder(tmp_path, "embed"))
+    assert manifest["settings"] == {"dim": 1} and manifest["seed"] == 1
+    assert manifest["inputs"] == {"source": content_hash(source)}
+    assert manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 10 and "transformers" in manifest["versions"]
+
+
+def test_the_hash_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a").write_text("1")
+    before = content_hash(folder)
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 1}))
+    assert content_hash(folder) == before
+    (folder / "deep" / "a").write_text("2")
+    changed = content_hash(folder)
+    (folder / "deep" / "a").rename(folder / "deep" / "b")
+    assert len({before, changed, content_hash(folder)}) == 3
+
+
+def test_a_missing_input_and_a_run_dir_that_cannot_be_made_are_named(tmp_path, source):
+    with pytest.raises(InputError, match="nothing.txt: not found"), stage(
+        tmp_path, "embed", {}, {"source": tmp_path / "nothing.txt"}
+    ):
+        pass
+    with pytest.raises(InputError, match="run_dir: cannot write"):
+        run(source / "below", {}, source)
+    with pytest.raises(InputError, match="holds no finished stage"):
+        read_manifest(tmp_path)
