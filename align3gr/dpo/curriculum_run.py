@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +133,7 @@ class CurriculumRun:
         if self.process.is_main_process:
             partial = self.folder / (RECORD_FILE + ".partial")
             partial.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.folder / RECORD_FILE)
+            partial.replace(self.folder / RECORD_FILE)
         self.process.wait_for_everyone()
 
     def _remove(self, folder: Path) -> None:
@@ -158,4 +157,4 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    partial.replace(folder)

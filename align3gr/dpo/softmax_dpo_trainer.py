@@ -67,7 +67,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     args: SoftmaxDPOConfig
     model: Any
     _name = "Softmax-DPO"
-    _tag_names = ["trl", "align3gr", "softmax-dpo"]
+    _tag_names = ["trl", "align3gr", "softmax-dpo"]  # noqa: RUF012 - an instance variable to type checkers, as in TRL
 
     def __init__(
         self,
@@ -174,9 +174,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             disable_gradient_checkpointing(self.model, cast("dict | None", self.args.gradient_checkpointing_kwargs)),
             self.accelerator.autocast(),
         ):
-            model.set_adapter("ref") if "ref" in getattr(model,"peft_config",{}) else None
             logps = self._completion_logps(model, inputs)
-            model.set_adapter("default") if "ref" in getattr(model,"peft_config",{}) else None
         model.train(was_training)
         missing = self.args.num_rejected + 1 - logps.shape[1]
         return logps[:, 0], torch.nn.functional.pad(logps[:, 1:], (0, missing))

@@ -328,8 +328,19 @@ def test_what_cannot_be_searched_is_refused(tiny_model):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(InputError, match=r'flash_attention_2.*attn_implementation="sdpa"'):
         ConstrainedBeamSearch(model, trie, LEVEL_TOKENS)
+    model = tiny_model()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(InputError, match=r"layers of type .'linear_attention'."):
+        ConstrainedBeamSearch(model, trie, LEVEL_TOKENS)
     with pytest.raises(InputError, match="transformers causal LM"):
         ConstrainedBeamSearch(torch.nn.Linear(1, 1), trie, LEVEL_TOKENS)
+
+
+def test_a_prompt_learning_adapter_is_refused(tiny_model):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(InputError, match="prompt-learning adapter"):
+        ConstrainedBeamSearch(model, SCIDTrie.from_codes(catalogue(), SIZES), LEVEL_TOKENS)
 
 
 def test_a_prompt_longer_than_the_sliding_window_is_refused():

@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made on first use from the tested versions.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-long lint bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## the whole pipeline on the built-in market, metrics of every stage
+	$(BIN)/align3gr run --config recipes/synthetic/pipeline.yaml
+
+test: $(READY)  ## the tests of every change
+	$(BIN)/python -m pytest
+
+test-long: $(READY)  ## whole pipelines: kills, leaks, quality
+	$(BIN)/python -m pytest -m long
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/softmax_dpo.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

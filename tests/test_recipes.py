@@ -1,0 +1,119 @@
+"""The smoke pipeline: every recipe, in one process, on the built-in market."""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align3gr import InputError, Recommender
+from align3gr.data import Split
+from align3gr.pipeline import FOLDERS, STAGES, read_manifest
+from align3gr.recipe import parse
+from tests.conftest import ROOT
+
+
+def test_every_stage_leaves_a_manifest_that_names_its_inputs(smoke_run):
+    for name in STAGES:
+        manifest = read_manifest(smoke_run / FOLDERS[name])
+        assert manifest["stage"] == name and manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 100
+    assert {"items", "users", "train", "item_codes", "user_codes", "codebooks"} == set(
+        read_manifest(smoke_run / "sft")["inputs"]
+    )
+    assert not list(smoke_run.glob("*.partial"))
+
+
+def test_item_codes_are_unique_and_every_entity_has_some(smoke_run):
+    split = Split.load(smoke_run / "data")
+    items = pl.read_parquet(smoke_run / "scid" / "item_codes.parquet")
+    assert items["item_id"].to_list() == split.items["item_id"].to_list()
+    assert items["codes"].n_unique() == len(items)
+    users = pl.read_parquet(smoke_run / "scid" / "user_codes.parquet")
+    assert users["user_id"].to_list() == split.users["user_id"].to_list()
+
+
+def test_the_model_folder_recommends_and_opens_without_align3gr_classes(smoke_run):
+    split = Split.load(smoke_run / "data")
+    recommender = Recommender.from_pretrained(smoke_run / "sp_dpo" / "model")
+    history = split.train["items"][0].to_list()
+    lists = recommender.recommend([history], [split.users["user_id"][0]], k=5)
+    assert len({r.item_id for r in lists[0]}) == 5 and {r.item_id for r in lists[0]} <= set(split.items["item_id"])
+    model = AutoModelForCausalLM.from_pretrained(smoke_run / "sp_dpo" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(smoke_run / "sp_dpo" / "model")
+    assert type(model).__name__ == "LlamaForCausalLM" and model.config.vocab_size == len(tokenizer)
+
+
+def test_each_preference_stage_starts_at_log_of_one_plus_rejected(smoke_run):
+    curriculum = json.loads((smoke_run / "sp_dpo" / "curriculum.json").read_text())
+    assert [stage["name"] for stage in curriculum["stages"]] == ["easy", "medium", "hard"]
+    for number, stage in enumerate(curriculum["stages"]):
+        assert stage["decision"] in ("kept", "rolled back"), stage
+        assert 0 < stage["first_loss"] <= math.log(1 + 20) + 1e-3
+        assert (smoke_run / "sp_dpo" / f"{number}-{stage['name']}" / "policy").is_dir()
+    best = max([curriculum["initial"]["metrics"]["recall@10"]] + [s["metrics"]["recall@10"] for s in curriculum["stages"]])
+    assert curriculum["best_value"] == pytest.approx(best)
+
+
+def test_the_table_has_every_system_and_every_stage(smoke_run):
+    results = json.loads((smoke_run / "evaluation" / "results.json").read_text())
+    assert list(results) == [
+        "popularity",
+        "history, latest first",
+        "item-kNN",
+        "five latest, then item-kNN",
+        "SFT",
+        "SP-DPO easy",
+        "SP-DPO medium",
+        "SP-DPO hard",
+        "SP-DPO, best stage on validation",
+        "best possible",
+    ]
+    for name, columns in results.items():
+        assert 0 <= columns["seen_allowed"]["ndcg@10"] <= columns["seen_allowed"]["recall@10"] <= 1, name
+    assert results["history, latest first"]["seen_masked"]["recall@10"] == 0
+    page = (smoke_run / "evaluation" / "results.md").read_text()
+    assert all(f"| {name} |" in page for name in (*results, "sft", "easy", "hard"))
+    assert len(results["SFT"]) > len(results["best possible"])
+
+
+def test_a_second_run_does_nothing(smoke_run, run_stage):
+    before = {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file()}
+    for name in STAGES:
+        run_stage(name, smoke_run)
+    assert {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file()} == before
+
+
+def test_the_model_has_learnt_something(smoke_run):
+    log = [e for e in json.loads((smoke_run / "sft" / "log.json").read_text()) if "loss" in e]
+    assert np.mean([e["loss"] for e in log[-2:]]) < log[0]["loss"] - 0.3
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_file_is_accepted_by_its_recipe(config, monkeypatch, tmp_path):
+    if config.stem == "pipeline":
+        pytest.skip("read by `align3gr run`")
+    import runpy
+
+    seen = []
+
+    def record(types, arguments=None):
+        seen.append(parse(types, ["--config", str(config), "--run_dir", str(tmp_path / "run")]))
+        raise InputError("stop here")
+
+    monkeypatch.setattr("align3gr.recipe.parse", record)
+    with pytest.raises(InputError, match="stop here"):
+        runpy.run_path(str(ROOT / "recipes" / f"{config.stem}.py"))["main"]()
+    assert seen
+
+
+def test_an_unknown_key_in_a_recipe_file_is_named(tmp_path):
+    from align3gr.scid import DualSCIDTrainingConfig
+
+    (tmp_path / "scid.yaml").write_text("learning_rat: 0.1\n")
+    with pytest.raises(InputError, match="learning_rat"):
+        parse([DualSCIDTrainingConfig], ["--config", str(tmp_path / "scid.yaml")])
+    (tmp_path / "scid.yaml").write_text("learning_rate: 0.1\nbatch_size: 7\n")
+    (config,) = parse([DualSCIDTrainingConfig], ["--config", str(tmp_path / "scid.yaml"), "--batch_size", "9"])
+    assert (config.learning_rate, config.batch_size) == (0.1, 9)
