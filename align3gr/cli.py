@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|<stage>")
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
-    run.add_argument("--run_dir", help="folder of the run, in place of the one in the file")
+    run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
     run.add_argument("--stages", nargs="+", choices=STAGES, help="only these stages (default: those of the file)")
     run.add_argument("--accelerate_config", help="launch through accelerate with this configuration (name or file)")
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
@@ -71,18 +71,17 @@ def _parser() -> argparse.ArgumentParser:
 def _run_pipeline(parsed: argparse.Namespace) -> int:
     config = _find_config(parsed.config)
     pipeline = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if not isinstance(pipeline, dict) or set(pipeline) - {"run_dir", "stages"} or "stages" not in pipeline:
-        raise InputError(f"{config}: expected the options 'run_dir' and 'stages' and no others")
-    run_dir = parsed.run_dir or pipeline.get("run_dir")
-    if not run_dir:
-        raise InputError(f"{config}: no run_dir; name the folder of the run there or with --run_dir")
+    if not isinstance(pipeline, dict) or set(pipeline) != {"stages"}:
+        raise InputError(f"{config}: expected the option 'stages' and no other")
     for name in parsed.stages or pipeline["stages"]:
         if name not in STAGES:
             raise InputError(f"{config}: stages: unknown stage '{name}', choose from {', '.join(STAGES)}")
         stage_config = config.with_name(f"{name}.yaml")
         if not stage_config.is_file():
             raise InputError(f"{stage_config}: not found; each stage of {config.name} needs its file beside it")
-        command = [*_launch(name, parsed.accelerate_config), "--config", str(stage_config), "--run_dir", run_dir]
+        command = [*_launch(name, parsed.accelerate_config), "--config", str(stage_config)]
+        if parsed.run_dir:
+            command += ["--run_dir", parsed.run_dir]
         print(f"\n{name}: {shlex.join(command)}", flush=True)
         status = subprocess.call(command)
         if status:

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -167,7 +168,7 @@ def _finish(partial: Path, final: Path, made_from: dict[str, Any], seconds: floa
     measured = {
         "seconds": round(seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "command": " ".join(sys.argv),
+        "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
     _write_json(partial / MANIFEST, made_from | measured)

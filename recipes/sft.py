@@ -1,19 +1,19 @@
-"""Behaviour level: a causal LM over SCID tokens learns every item of every training history (TRL `SFTTrainer`)."""
+"""Behaviour level: a causal LM over SCID tokens learns every item of every training history (TRL's `SFTTrainer`)."""
 
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 
-from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
+from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, TITLE, USER_ID
 from align3gr.decoding import Recommender
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import parse, run_recipe, training_settings
 from align3gr.scid import DualSCIDConfig, PromptBuilder, SCIDTokenizer, codes_column, load_codes, train_base_tokenizer
-from align3gr.sft import SmallLlamaConfig, add_dropout, every_item_rows, small_llama
+from align3gr.sft import SmallLlamaConfig, SmallVocabularySFTTrainer, add_dropout, every_item_rows, small_llama
 
 
 @dataclass
@@ -52,14 +52,21 @@ def main() -> None:
         model = small_llama(backbone, tokenizer, training.seed)
         add_dropout(model, arguments.dropout)
         training.output_dir = str(work.folder / "trainer")
-        trainer = SFTTrainer(
+        trainer = SmallVocabularySFTTrainer(
             model=model,
             args=training,
             train_dataset=every_item_rows(prompts, split.train_sequences(), user_codes, item_codes),
             processing_class=tokenizer,
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir) if work.resumed else None)
-        (work.folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        checkpoint, state = last_checkpoint(training.output_dir)
+        if checkpoint and is_finished(state):
+            restore_weights(model, checkpoint)
+            log = state["log_history"]
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            log = trainer.state.log_history
+        losses = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry]
+        (work.folder / "log.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(training.output_dir)
         Recommender(
             model,

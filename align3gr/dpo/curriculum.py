@@ -7,7 +7,8 @@ weights: finished stages are not run again, an unfinished one goes on with its r
 
     <output_dir>/curriculum.json     settings, metrics and decision of every stage
                  0-easy/rows/        the stage's preference data (datasets) and its statistics
-                 0-easy/trainer/     checkpoints of its trainer
+                 0-easy/trainer/     checkpoints of its trainer, until the stage is decided
+                 0-easy/policy/      what the stage ended with, if all policies are kept
                  best/               the kept policy and tokenizer, once all stages are done
 """
 
@@ -27,7 +28,8 @@ from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, restore_policy, whole_folder
+from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
+from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_folder
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
@@ -115,6 +117,7 @@ def run_curriculum(
     metric: str = "recall@10",
     min_rows: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
+    keep_policies: bool = False,
 ) -> dict[str, Any]:
     """Train through the stages and leave the best policy in `model` and in `<output_dir>/best`.
 
@@ -132,6 +135,7 @@ def run_curriculum(
         metric: The metric of `evaluate` that decides.
         min_rows: A stage with fewer rows is skipped.
         callbacks: Further callbacks for every stage's trainer.
+        keep_policies: Keep what each stage ended with, rolled back or not, in `<n>-<name>/policy`.
 
     Returns:
         The contents of `curriculum.json`.
@@ -141,7 +145,7 @@ def run_curriculum(
         RuntimeError: A stage does not start from its own reference (see `ProgressiveCurriculum`).
     """
     _check_arguments(stages, args)
-    run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate)
+    run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate, keep_policies)
     run.begin({"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows})
     for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
         started = time.perf_counter()
@@ -194,10 +198,9 @@ def _train(
     callbacks: Sequence[TrainerCallback],
 ) -> list[float]:
     """Train one stage, from its last checkpoint if there is one; gives the logged losses."""
-    checkpoint, state = _last_checkpoint(folder)
-    if checkpoint and state["global_step"] >= state["max_steps"]:
-        # The Trainer would take one step too many when it resumes from its own last step (transformers 5.23).
-        restore_policy(run.model, checkpoint)
+    checkpoint, state = last_checkpoint(folder)
+    if checkpoint and is_finished(state):
+        restore_weights(run.model, checkpoint)
         return _losses(state["log_history"])
     args = copy.copy(run.args)
     args.output_dir, args.seed = str(folder), seed
@@ -218,13 +221,3 @@ def _train(
 
 def _losses(log_history: list[dict[str, float]]) -> list[float]:
     return [entry["loss"] for entry in log_history if "loss" in entry]
-
-
-def _last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The latest complete checkpoint and its Trainer state; the file of the state is written last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            return checkpoint, json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s is incomplete, an earlier checkpoint is used", checkpoint)
-    return None, {}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, is_peft_model
-from peft import load_peft_weights, set_peft_model_state_dict
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
+from align3gr.checkpoints import restore_weights
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.errors import InputError
 
@@ -51,9 +51,11 @@ class CurriculumRun:
         args: SoftmaxDPOConfig,
         metric: str,
         evaluate: Evaluate,
+        keep_policies: bool = False,
     ):
         self.model, self.tokenizer, self.folder, self.args = model, tokenizer, folder, args
         self.metric, self._evaluate = metric, evaluate
+        self.keep_policies = keep_policies
         self.process = PartialState()
         self.record: dict[str, Any] = {}
 
@@ -69,7 +71,7 @@ class CurriculumRun:
                 raise InputError(
                     f"{path}: holds a run with other {', '.join(changed)}; choose another output_dir, or remove it"
                 )
-            restore_policy(self.model, self._best_policy())
+            restore_weights(self.model, self._best_policy())
             return
         self._save(self.folder / "initial" / "policy")
         metrics = self.metrics()
@@ -94,29 +96,37 @@ class CurriculumRun:
         logger.info(
             "stage %s: %s %.4f, best before %.4f: %s", entry["name"], self.metric, value, best, entry["decision"]
         )
-        superseded = self._best_policy()
+        self._save(folder / "policy")
         if kept:
-            self._save(folder / "policy")
             self.record |= {"best": folder.name, "best_value": value}
         else:
-            restore_policy(self.model, superseded)
+            restore_weights(self.model, self._best_policy())
         self.record_stage(entry)
-        if kept:
-            self._remove(superseded)
 
     def record_stage(self, entry: dict[str, Any]) -> None:
         self.record["stages"].append(entry)
         self._write()
+        self._sweep()
 
     def finish(self) -> dict[str, Any]:
-        """Put the best policy into `best` and drop the working copy."""
+        """Put the best policy into `best` and drop the working copies."""
         if not self.record["finished"]:
-            working = self._best_policy()
             self._save(self.folder / "best")
             self.record["finished"] = True
             self._write()
-            self._remove(working)
+        self._sweep()
         return self.record
+
+    def _sweep(self) -> None:
+        """Removes what no decided stage needs again: its checkpoints, and policies that are neither best nor kept."""
+        if not self.process.is_main_process:
+            return
+        for number, stage in enumerate(self.record["stages"]):
+            shutil.rmtree(self.folder / f"{number}-{stage['name']}" / "trainer", ignore_errors=True)
+        for policy in self.folder.glob("*/policy"):
+            wanted = self.keep_policies and policy.parent.name != "initial"
+            if not wanted and policy != self._best_policy():
+                shutil.rmtree(policy)
 
     def _best_policy(self) -> Path:
         return self.folder / "best" if self.record["finished"] else self.folder / self.record["best"] / "policy"
@@ -135,18 +145,6 @@ class CurriculumRun:
             partial.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
             partial.replace(self.folder / RECORD_FILE)
         self.process.wait_for_everyone()
-
-    def _remove(self, folder: Path) -> None:
-        if self.process.is_main_process:
-            shutil.rmtree(folder)
-
-
-def restore_policy(model: Any, folder: Path) -> None:
-    """Load the weights of a saved policy into the model at hand."""
-    if is_peft_model(model):
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    else:
-        model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
 
 
 @contextmanager

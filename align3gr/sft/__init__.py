@@ -1,6 +1,19 @@
 """Behaviour level: supervised fine-tuning over SCID tokens."""
 
-from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, small_llama
-from align3gr.sft.dataset import every_item_rows, windows
+from typing import TYPE_CHECKING
 
-__all__ = ["SmallLlamaConfig", "add_dropout", "every_item_rows", "small_llama", "windows"]
+from align3gr.lazy import attach
+
+if TYPE_CHECKING:
+    from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, small_llama
+    from align3gr.sft.dataset import every_item_rows, windows
+    from align3gr.sft.trainer import SmallVocabularySFTTrainer
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "backbone": ("SmallLlamaConfig", "add_dropout", "small_llama"),
+        "dataset": ("every_item_rows", "windows"),
+        "trainer": ("SmallVocabularySFTTrainer",),
+    },
+)
