@@ -134,7 +134,9 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         folder = stage_folder(run, "evaluate")
         manifest = read_manifest(folder)
         statistics = json.loads((stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8"))
-        facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int))
+        facts = ", ".join(
+            f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int)
+        )
         sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
         sections.append((folder / "results.md").read_text(encoding="utf-8"))
     Path(output).write_text("\n".join(sections), encoding="utf-8")

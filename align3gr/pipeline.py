@@ -1,14 +1,14 @@
 """Stages: folders that appear whole or not at all, know what made them, and are not made twice.
 
-A stage works in `<folder>.partial` and renames it when all is done. Beside its results stands `manifest.json`: settings,
-the content hash of every input, seed, versions, time and peak memory. A stage whose settings and inputs are those of
-the manifest is finished; a partial folder with the same settings and inputs is taken up again, any other is thrown away.
+A stage works in `<folder>.partial` and renames it when all is done. Beside its results stands `manifest.json`:
+settings, the content hash of every input, seed, versions, time and peak memory. A stage whose settings and inputs are
+those of the manifest is finished; a partial folder with the same settings and inputs is taken up again, any other is
+thrown away.
 """
 
 import hashlib
 import json
 import logging
-import os
 import platform
 import resource
 import shlex
@@ -141,8 +141,8 @@ def content_hash(path: Path) -> str:
         return digest.hexdigest()
     if not path.is_file():
         raise InputError(f"{path}: not found; run the stage that makes it first")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _matches(path: Path, made_from: dict[str, Any]) -> bool:
@@ -176,15 +176,15 @@ def _finish(partial: Path, final: Path, made_from: dict[str, Any], seconds: floa
         # Two renames, so that a kill in between leaves the old or the new results, never a mixture.
         old = final.with_name(final.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(final, old)
-        os.replace(partial, final)
+        final.replace(old)
+        partial.replace(final)
         shutil.rmtree(old)
     else:
-        os.replace(partial, final)
+        partial.replace(final)
     logger.info("%s: finished in %.0f s", made_from["stage"], seconds)
 
 
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -18,7 +18,7 @@ DATA_VARIABLE = "ALIGN3GR_DATA"
 DEFAULT_DATA = "../shared/data"
 
 
-def parse(option_types: Sequence[type], arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Options from `--config file.yaml` and the command line, which wins, into the given dataclasses.
 
     Raises:
@@ -56,7 +56,7 @@ def run_recipe(main: Callable[[], None]) -> None:
 def expand(path: str) -> Path:
     """A path with `~` and variables filled in; `$ALIGN3GR_DATA` has a default."""
     os.environ.setdefault(DATA_VARIABLE, DEFAULT_DATA)
-    return Path(os.path.expandvars(os.path.expanduser(path)))
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _check_config(name: str) -> None:

@@ -91,7 +91,11 @@ def main() -> None:
         if (data / CONFIG_NAME).is_file():
             best = SyntheticMarket.from_folder(data).best_recall(questions, 10)
             rows["best possible"] = {"seen_allowed": {"recall@10": best.recall, "ndcg@10": best.ndcg}}
-        manifests = [read_manifest(stage_folder(arguments.run_dir, name)) for name in STAGES[:-1] if name != "sp_dpo" or curriculum]
+        manifests = [
+            read_manifest(stage_folder(arguments.run_dir, name))
+            for name in STAGES[:-1]
+            if name != "sp_dpo" or curriculum
+        ]
         report = metrics_table(rows)
         if curriculum:
             report += "\n" + curriculum_table(curriculum)

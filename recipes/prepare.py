@@ -2,7 +2,14 @@
 
 from dataclasses import asdict, dataclass, field
 
-from align3gr.data import SyntheticMarket, SyntheticMarketConfig, leave_one_out, read_lcrec, read_movielens_100k, read_tables
+from align3gr.data import (
+    SyntheticMarket,
+    SyntheticMarketConfig,
+    leave_one_out,
+    read_lcrec,
+    read_movielens_100k,
+    read_tables,
+)
 from align3gr.errors import InputError
 from align3gr.pipeline import stage
 from align3gr.recipe import expand, parse, run_recipe

@@ -50,8 +50,12 @@ def main() -> None:
         if work is None:
             return
         split = Split.load(data)
-        items = FeatureTable.from_embeddings(Embeddings.load(embeddings / "items.parquet", ITEM_ID, split.items[ITEM_ID]))
-        users = FeatureTable.from_embeddings(Embeddings.load(embeddings / "users.parquet", USER_ID, split.users[USER_ID]))
+        items = FeatureTable.from_embeddings(
+            Embeddings.load(embeddings / "items.parquet", ITEM_ID, split.items[ITEM_ID])
+        )
+        users = FeatureTable.from_embeddings(
+            Embeddings.load(embeddings / "users.parquet", USER_ID, split.users[USER_ID])
+        )
         torch.manual_seed(training.seed)
         model = DualSCIDModel(
             DualSCIDConfig(

@@ -78,8 +78,9 @@ def test_the_hash_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_p
 
 
 def test_a_missing_input_and_a_run_dir_that_cannot_be_made_are_named(tmp_path, source):
-    with pytest.raises(InputError, match="nothing.txt: not found"), stage(
-        tmp_path, "embed", {}, {"source": tmp_path / "nothing.txt"}
+    with (
+        pytest.raises(InputError, match="not found; run the stage"),
+        stage(tmp_path, "embed", {}, {"source": tmp_path / "nothing.txt"}),
     ):
         pass
     with pytest.raises(InputError, match="run_dir: cannot write"):

@@ -52,7 +52,9 @@ def test_each_preference_stage_starts_at_log_of_one_plus_rejected(smoke_run):
         assert stage["decision"] in ("kept", "rolled back"), stage
         assert 0 < stage["first_loss"] <= math.log(1 + 20) + 1e-3
         assert (smoke_run / "sp_dpo" / f"{number}-{stage['name']}" / "policy").is_dir()
-    best = max([curriculum["initial"]["metrics"]["recall@10"]] + [s["metrics"]["recall@10"] for s in curriculum["stages"]])
+    best = max(
+        [curriculum["initial"]["metrics"]["recall@10"]] + [s["metrics"]["recall@10"] for s in curriculum["stages"]]
+    )
     assert curriculum["best_value"] == pytest.approx(best)
 
 

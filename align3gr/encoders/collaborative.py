@@ -10,7 +10,9 @@ def interaction_matrix(sequences: Sequence[np.ndarray], num_items: int) -> sp.cs
     """Counts of (user, item). Shape: one array of item indices a user -> `(users, items)` float32."""
     lengths = [len(sequence) for sequence in sequences]
     rows = np.repeat(np.arange(len(sequences)), lengths)
-    columns = np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]) if sequences else np.zeros(0, np.int64)
+    columns = (
+        np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]) if sequences else np.zeros(0, np.int64)
+    )
     ones = np.ones(len(columns), dtype=np.float32)
     return sp.csr_matrix((ones, (rows, columns)), shape=(len(sequences), num_items))
 

@@ -1,5 +1,7 @@
 """Full-ranking evaluation of a language model over SCIDs: no sampled negatives, three protocols from one search."""
 
+from typing import cast
+
 import numpy as np
 
 from align3gr.data.tables import EvaluationSet
@@ -34,12 +36,9 @@ def evaluate_policy(
         prompts.prompt(None if user_codes is None else user_codes[user], item_codes[history])
         for user, history in zip(questions.user_rows, questions.histories, strict=True)
     ]
-    rankings = generate_rankings(
-        search, inputs, batch_size, max(ks), histories=questions.histories, progress=progress
-    )
-    return three_columns(
-        rankings.allowed, rankings.masked, questions.targets, questions.histories, ks, questions.ratings
-    )
+    rankings = generate_rankings(search, inputs, batch_size, max(ks), histories=questions.histories, progress=progress)
+    masked = cast(np.ndarray, rankings.masked)  # there, since histories were given
+    return three_columns(rankings.allowed, masked, questions.targets, questions.histories, ks, questions.ratings)
 
 
 def sample_users(questions: EvaluationSet, users: int, seed: int) -> EvaluationSet:

@@ -22,7 +22,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A Markdown table with one row a system.
 
     The first four columns allow items of the history; "masked" hides them and counts a repeated target as a miss;
-    "discoveries" are the masked lists of the users whose target is new to them; "repeats" the first lists of the others.
+    "discoveries" are the masked lists of users whose target is new to them, "repeats" the first lists of the others.
 
     Args:
         rows: for each system its columns as [`three_columns`] gives them; a missing column or metric leaves a dash.
@@ -33,7 +33,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for name, columns in rows.items():
         values = [_number(columns.get(column, {}).get(metric)) for _, column, metric in cells]
         users = columns.get("seen_allowed", {}).get("users")
-        lines.append(f"| {name} | " + " | ".join(values) + f" | {'–' if users is None else f'{users:,.0f}'} |")
+        lines.append(f"| {name} | " + " | ".join(values) + f" | {'-' if users is None else f'{users:,.0f}'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +41,7 @@ def stages_table(manifests: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of what each stage cost, from the stages' manifests."""
     lines = ["| stage | command | seed | seconds | peak memory (MB) |", "|---|---|---:|---:|---:|"]
     for manifest in manifests:
-        seed = "–" if manifest["seed"] is None else manifest["seed"]
+        seed = "-" if manifest["seed"] is None else manifest["seed"]
         lines.append(
             f"| {manifest['stage']} | `{manifest['command']}` | {seed} | {manifest['seconds']:,.0f} | "
             f"{manifest['peak_memory_mb']:,} |"
@@ -69,4 +69,4 @@ def curriculum_table(curriculum: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -37,8 +37,12 @@ def load_codes(path: str | Path, id_column: str, ids: Sequence[str] | pl.Series)
     found = wanted.join(frame, on=id_column, how="left", maintain_order="left")
     missing = found.filter(pl.col(CODES).is_null())
     if len(missing):
-        raise InputError(f"{path}: {id_column} '{missing[id_column][0]}' has no codes; make the codes for this data set")
+        raise InputError(
+            f"{path}: {id_column} '{missing[id_column][0]}' has no codes; make the codes for this data set"
+        )
     lengths = found[CODES].list.len().unique()
     if len(lengths) > 1:
-        raise InputError(f"{path}: column '{CODES}' has rows of {lengths.min()} and of {lengths.max()} levels")
+        raise InputError(
+            f"{path}: column '{CODES}' has rows of {sorted(lengths.to_list())} levels, expected one length"
+        )
     return np.asarray(found[CODES].to_list(), dtype=np.int64)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -105,8 +106,8 @@ class PairCollator:
 class DualSCIDTrainer(Trainer):
     """`Trainer` with the loss of Eq. (2) and the AUC of held-out pairs as its evaluation."""
 
-    def __init__(self, *args, alpha: float, gamma: float, auc_pairs: np.ndarray, collator: PairCollator, **kwargs):
-        super().__init__(*args, data_collator=collator, **kwargs)
+    def __init__(self, *, alpha: float, gamma: float, auc_pairs: np.ndarray, collator: PairCollator, **kwargs: Any):
+        super().__init__(data_collator=cast(Any, collator), **kwargs)
         self.alpha, self.gamma = alpha, gamma
         self.collator, self.auc_pairs = collator, auc_pairs
 
@@ -118,7 +119,9 @@ class DualSCIDTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        auc = pair_auc(self.accelerator.unwrap_model(self.model), self.collator.users, self.collator.items, self.auc_pairs)
+        auc = pair_auc(
+            self.accelerator.unwrap_model(self.model), self.collator.users, self.collator.items, self.auc_pairs
+        )
         metrics = {f"{metric_key_prefix}_auc": auc}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

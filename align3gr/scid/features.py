@@ -28,7 +28,9 @@ class FeatureTable:
     def __post_init__(self) -> None:
         lengths = {len(part) for part in (self.semantic, self.collaborative) if part is not None}
         if len(lengths) != 1:
-            raise ValueError(f"a feature table needs one kind of features, or two of equal length; got {lengths or 'none'}")
+            raise ValueError(
+                f"a feature table needs one kind of features, or two of equal length; got {lengths or 'none'}"
+            )
         self._length = lengths.pop()
 
     @classmethod

@@ -73,9 +73,7 @@ class DualSCIDOutput(ModelOutput):
     item_rq_loss: torch.Tensor | None = None
 
 
-def u2i_loss(
-    users: torch.Tensor, items: torch.Tensor, false_negatives: torch.Tensor | None = None
-) -> torch.Tensor:
+def u2i_loss(users: torch.Tensor, items: torch.Tensor, false_negatives: torch.Tensor | None = None) -> torch.Tensor:
     """Sampled softmax over the items of the batch, Eq. (1) of Align3GR.
 
     Args:

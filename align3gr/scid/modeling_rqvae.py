@@ -1,6 +1,7 @@
 """RQ-VAE: an autoencoder whose latent is a sum of code vectors, one from each level's codebook (Lee et al. 2022)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class RQVAEOutput(ModelOutput):
 def mlp(dims: list[int]) -> nn.Sequential:
     """Linear layers of the given widths with GELU between them."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(dims)):
         layers += ([nn.GELU()] if i else []) + [nn.Linear(fan_in, fan_out)]
     return nn.Sequential(*layers)
 
@@ -80,7 +81,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shape: `(batch, dim)` -> codes `(batch, levels)`, the residual that the last level quantised `(batch, dim)`."""
+        """Shape: `(batch, dim)` -> codes `(batch, levels)`, and what the last level quantised `(batch, dim)`."""
         residual, codes = latent, []
         for level, codebook in enumerate(self.codebooks):
             codes.append(nearest_codes(residual, codebook))
@@ -157,7 +158,7 @@ class RQVAEModel(PreTrainedModel):
         """Shape: `features` `(batch, input_dim)`."""
         quantized, codes, quantization_loss = self.quantizer(self.encoder(features))
         reconstruction = self.decoder(quantized)
-        # The target is held still: an encoder in front of this model could otherwise shrink its own output to please us.
+        # The target is held still: an encoder in front could otherwise shrink its own output to please us.
         reconstruction_loss = F.mse_loss(reconstruction.float(), features.detach().float())
         return RQVAEOutput(
             loss=reconstruction_loss + quantization_loss,

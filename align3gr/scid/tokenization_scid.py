@@ -1,4 +1,4 @@
-"""A fast tokenizer with SCID tokens. On disk it is an ordinary tokenizer: `AutoTokenizer` opens it without align3gr."""
+"""A fast tokenizer with SCID tokens. On disk it is an ordinary one: `AutoTokenizer` opens it without align3gr."""
 
 from collections.abc import Iterable, Sequence
 
@@ -82,5 +82,9 @@ def train_base_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTra
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
     )

@@ -97,7 +97,9 @@ def _token_table(found: dict[tuple[int, int], int]) -> np.ndarray:
     for level, row in enumerate(table):
         present = np.flatnonzero(row >= 0)
         if len(present) == 0 or present[-1] + 1 != len(present):
-            raise ValueError(f"the tokenizer's SCID tokens of level {level} have gaps; it was not made by SCIDTokenizer")
+            raise ValueError(
+                f"the tokenizer's SCID tokens of level {level} have gaps; it was not made by SCIDTokenizer"
+            )
     return table
 
 

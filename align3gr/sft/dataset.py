@@ -13,9 +13,9 @@ IGNORE = -100
 def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
     """Cuts a history into windows of at most `max_history + 1` items, so that each item is learnt exactly once.
 
-    Yields `(start, end, first)`: the window is `[start, end)`, its items from `first` on carry the loss. The first item
-    of a history has nothing to be predicted from and never does. Later windows overlap by half, so that an item is
-    predicted from at least half of what a prompt may hold.
+    Yields `(start, end, first)`: the window is `[start, end)`, its items from `first` on carry the loss. The first
+    item of a history has nothing to be predicted from and never does. Later windows overlap by half, so that an item
+    is predicted from at least half of what a prompt may hold.
     """
     width = max_history + 1
     step = max(1, width // 2)

@@ -41,7 +41,9 @@ def test_loss_of_one_row_is_that_of_all_its_prefixes(tokenizer):
     prompts = PromptBuilder(tokenizer)
     item_codes = np.array([[0, 0], [1, 2], [2, 1]])
     sequence, user = np.array([0, 2, 1, 1]), np.array([1])
-    model = small_llama(SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2), tokenizer, 0)
+    model = small_llama(
+        SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2), tokenizer, 0
+    )
     row = every_item_rows(prompts, [sequence], user[None], item_codes)[0]
     labels = torch.tensor([row["labels"]])
     together = model(torch.tensor([row["input_ids"]]), labels=labels).loss * (labels[0] != -100).sum()
@@ -55,7 +57,9 @@ def test_loss_of_one_row_is_that_of_all_its_prefixes(tokenizer):
 
 
 def test_dropout_acts_in_training_only_and_is_no_part_of_the_model(tokenizer):
-    model = small_llama(SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2), tokenizer, 0)
+    model = small_llama(
+        SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2), tokenizer, 0
+    )
     ids, names = torch.tensor([[1, 2, 3]]), set(model.state_dict())
     before = model.eval()(ids).logits
     add_dropout(model, 0.5)
