@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,7 +109,12 @@ def stage(
         _make_fresh(partial, made_from)
     process.wait_for_everyone()
     started = time.perf_counter()
-    yield Stage(name, partial, resumed)
+    try:
+        yield Stage(name, partial, resumed)
+    except InputError:
+        if process.is_main_process:
+            _discard(partial)
+        raise
     process.wait_for_everyone()
     if process.is_main_process:
         _finish(partial, final, made_from, time.perf_counter() - started)
@@ -161,6 +166,13 @@ def _make_fresh(partial: Path, made_from: dict[str, Any]) -> None:
         _write_json(partial / MANIFEST, made_from)
     except OSError as error:
         raise InputError(f"run_dir: cannot write {partial}: {error.strerror}; choose another run_dir") from error
+
+
+def _discard(partial: Path) -> None:
+    """Removes what wrong input left behind, and the run folder if there is nothing else in it."""
+    shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):
+        partial.parent.rmdir()
 
 
 def _finish(partial: Path, final: Path, made_from: dict[str, Any], seconds: float) -> None:

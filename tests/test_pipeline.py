@@ -49,6 +49,13 @@ def test_an_interrupted_stage_leaves_no_result_and_is_resumed(tmp_path, source):
         assert not work.resumed and not (work.folder / "half.txt").exists()
 
 
+def test_wrong_input_found_inside_a_stage_leaves_nothing(tmp_path, source):
+    with pytest.raises(InputError), stage(tmp_path / "run", "embed", {}, {"source": source}) as work:
+        (work.folder / "half.txt").write_text("half")
+        raise InputError("a row is wrong")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_failing_rerun_keeps_the_last_good_result(tmp_path, source):
     run(tmp_path, {"dim": 1}, source)
     with pytest.raises(RuntimeError), stage(tmp_path, "embed", {"dim": 2}, {"source": source}):

@@ -1,0 +1,107 @@
+"""The command line, as a person meets it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.conftest import SMOKE
+
+
+def align3gr(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "align3gr.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def lcrec(folder: Path, interactions: bytes | dict, items: dict | None = None) -> Path:
+    folder.mkdir()
+    items = items or {str(i): {"title": f"item {i}", "description": "thing"} for i in range(3)}
+    (folder / "Shop.item.json").write_text(json.dumps(items))
+    content = interactions if isinstance(interactions, bytes) else json.dumps(interactions).encode()
+    (folder / "Shop.inter.json").write_bytes(content)
+    return folder
+
+
+def tables(folder: Path) -> Path:
+    folder.mkdir()
+    pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}).write_parquet(folder / "interactions.parquet")
+    pl.DataFrame({"item_id": ["a"], "title": ["A"], "text": ["A"]}).write_parquet(folder / "items.parquet")
+    return folder
+
+
+BAD = {
+    "missing column": ("tables", tables, ["interactions", "timestamp"]),
+    "unknown item": ("lcrec", lambda f: lcrec(f, {"u1": [0, 1, 7]}), ["Shop.inter.json", "u1", "7"]),
+    "empty history": ("lcrec", lambda f: lcrec(f, {"u1": [0, 1, 2], "u2": []}), ["Shop.inter.json", "u2", "empty"]),
+    "not UTF-8": ("lcrec", lambda f: lcrec(f, b'{"u\xff": [0, 1]}'), ["Shop.inter.json", "UTF-8"]),
+    "truncated JSON": ("lcrec", lambda f: lcrec(f, b'{"u1": [0, 1'), ["Shop.inter.json", "line 1"]),
+    "no such files": ("movielens-100k", lambda f: lcrec(f, {"u1": [0]}), ["u.genre", "no such file"]),
+    "no such folder": ("lcrec", lambda f: f / "nowhere", ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line_that_names_it_and_leaves_nothing(case, tmp_path):
+    kind, make, words = BAD[case]
+    source = make(tmp_path / "raw")
+    done = align3gr("prepare", "--run_dir", tmp_path / "run", "--format", kind, "--source", source, "--core", 1)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare", "--run_dir", "x", "--format", "lcrec", "--sauce", "y"], ["--sauce"]),
+        (["prepare", "--run_dir", "x", "--format", "cvs"], ["--format", "cvs", "lcrec"]),
+        (["prepare", "--run_dir", "x", "--format", "lcrec"], ["source"]),
+        (["run", "--config", "nothing.yaml"], ["nothing.yaml", "not found"]),
+        (["embed", "--config", "nothing.yaml"], ["nothing.yaml"]),
+        (["embed", "--run_dir", "nowhere"], ["nowhere/data/items.parquet", "not found"]),
+        (["sft", "--accelerate_config", "zero9"], ["zero9", "cpu_ddp"]),
+        (["results", "nowhere", "--output", "r.md"], ["nowhere/evaluation"]),
+    ],
+)
+def test_wrong_options_are_named(arguments, words, tmp_path):
+    done = align3gr(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in words) and "Traceback" not in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_with_unknown_keys_or_stages_is_refused(tmp_path):
+    (tmp_path / "pipeline.yaml").write_text("stages: [prepare]\nstage: 1\n")
+    assert "expected the option 'stages'" in align3gr("run", "--config", tmp_path / "pipeline.yaml").stderr
+    (tmp_path / "pipeline.yaml").write_text("stages: [cook]\n")
+    assert "unknown stage 'cook'" in align3gr("run", "--config", tmp_path / "pipeline.yaml").stderr
+    (tmp_path / "pipeline.yaml").write_text("stages: [embed]\n")
+    assert "embed.yaml: not found" in align3gr("run", "--config", tmp_path / "pipeline.yaml").stderr
+
+
+def test_help_tells_the_story():
+    text = align3gr("--help").stdout
+    assert all(word in text for word in ("prepare", "sp_dpo", "evaluate", "synthetic", "run", "results"))
+
+
+def test_run_finds_the_recipes_of_the_package_and_stops_at_a_failing_stage(tmp_path):
+    done = align3gr(
+        "run", "--config", "recipes/smoke/pipeline.yaml", "--run_dir", "r", "--stages", "prepare", "scid", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert (tmp_path / "r" / "data" / "manifest.json").is_file()
+    assert "stopped at stage 'scid'" in done.stderr and "embeddings" in done.stderr
+    assert str(SMOKE / "prepare.yaml") in done.stdout
+
+
+def test_results_of_runs_become_one_page(smoke_run, tmp_path):
+    done = align3gr("results", smoke_run, "--output", tmp_path / "results.md")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "results.md").read_text()
+    assert f"## {smoke_run.name}" in page and "| SFT |" in page and "200 users" in page and "torch" in page
