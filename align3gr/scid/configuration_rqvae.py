@@ -10,6 +10,7 @@ class RQVAEConfig(PretrainedConfig):
 
     Args:
         input_dim: width of the vectors that are quantised.
+        output_dim: width of what the decoder reconstructs; `input_dim` if None.
         codebook_sizes: codes at each level.
         codebook_dim: width of a code vector.
         hidden_dims: widths between `input_dim` and `codebook_dim`; the decoder mirrors them. Empty means linear maps.
@@ -23,6 +24,7 @@ class RQVAEConfig(PretrainedConfig):
     def __init__(
         self,
         input_dim: int = 128,
+        output_dim: int | None = None,
         codebook_sizes: Sequence[int] = (256, 256, 256),
         codebook_dim: int = 32,
         hidden_dims: Sequence[int] = (),
@@ -33,6 +35,7 @@ class RQVAEConfig(PretrainedConfig):
         if not codebook_sizes or min(codebook_sizes) < 2:
             raise ValueError(f"codebook_sizes must name at least one level of 2 codes or more, got {codebook_sizes}")
         self.input_dim = input_dim
+        self.output_dim = input_dim if output_dim is None else output_dim
         self.codebook_sizes = list(codebook_sizes)
         self.codebook_dim = codebook_dim
         self.hidden_dims = list(hidden_dims)

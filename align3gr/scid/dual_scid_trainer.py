@@ -1,4 +1,8 @@
-"""Training of a [`DualSCIDModel`] on the pairs of the train split, in the paper's two phases."""
+"""Training of a [`DualSCIDModel`] on the pairs of the train split, in the paper's two phases.
+
+Phase 1 (alpha 1, gamma 0) aligns the SC encoders with behaviour. Phase 2 (alpha 0.1, gamma 1) trains everything, the
+first epochs without the quantisers: k-means then starts the code books on latents from which the features can be told.
+"""
 
 import logging
 import math
@@ -29,7 +33,8 @@ class DualSCIDTrainingConfig:
         learning_rate: peak learning rate of both phases.
         batch_size: pairs in a batch, and rows in a batch of the quantisation terms.
         alignment_epochs: most epochs of phase 1, over the pairs.
-        quantization_epochs: epochs of phase 2, over the pairs.
+        autoencoder_epochs: epochs of phase 2 before the code books start.
+        quantization_epochs: epochs of phase 2 with them.
         patience: phase 1 ends when the AUC on held-out train pairs has not grown for this many epochs.
         min_auc_gain: what counts as growth.
         holdout: share of the train pairs that are held out for the AUC.
@@ -41,6 +46,7 @@ class DualSCIDTrainingConfig:
     learning_rate: float = 1e-3
     batch_size: int = 1024
     alignment_epochs: int = 20
+    autoencoder_epochs: int = 3
     quantization_epochs: int = 20
     patience: int = 2
     min_auc_gain: float = 1e-3
@@ -153,7 +159,7 @@ def train_dual_scid(
     config: DualSCIDTrainingConfig,
     output_dir: str | Path,
 ) -> DualSCIDHistory:
-    """Trains the model in place: alignment until the AUC is flat, then k-means start and quantisation.
+    """Trains the model in place: alignment until the AUC is flat, autoencoders, k-means start, quantisation.
 
     Args:
         users, items: features of all users and items.
@@ -165,7 +171,7 @@ def train_dual_scid(
     held_out = np.random.default_rng(config.seed).random(len(pairs)) < config.holdout
     history = DualSCIDHistory()
 
-    def phase(quantize: bool, epochs: int) -> None:
+    def train(quantize: bool, epochs: int) -> None:
         # CPU training does not need the launcher to say so: accelerate finds no GPU and takes the CPU.
         args = TrainingArguments(
             output_dir=str(output_dir),
@@ -201,12 +207,15 @@ def train_dual_scid(
         history.log += [{"phase": 2 if quantize else 1, **entry} for entry in trainer.state.log_history]
         history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
-    phase(quantize=False, epochs=config.alignment_epochs)
+    train(quantize=False, epochs=config.alignment_epochs)
     logger.info("U2I alignment ended with AUC %.4f after %d epochs", history.auc[-1], len(history.auc))
+    model.quantize = False
+    train(quantize=True, epochs=config.autoencoder_epochs)
+    model.quantize = True
     user_vectors, item_vectors = embed_all(model, users, items)
     model.user_rqvae.initialize_codebooks(user_vectors.to(model.device), config.seed)
     model.item_rqvae.initialize_codebooks(item_vectors.to(model.device), config.seed)
-    phase(quantize=True, epochs=config.quantization_epochs)
+    train(quantize=True, epochs=config.quantization_epochs)
     if not all(math.isfinite(auc) for auc in history.auc):
         raise RuntimeError("the SC encoders diverged: the AUC is not finite; lower learning_rate")
     model.eval()

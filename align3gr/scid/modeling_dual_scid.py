@@ -1,4 +1,9 @@
-"""Dual SCID: user and item encoders that agree with behaviour, each followed by its own RQ-VAE (Figure 2b)."""
+"""Dual SCID: user and item encoders that agree with behaviour, each followed by its own RQ-VAE (Figure 2b).
+
+The RQ-VAE of a side quantises the unified embedding, and its decoder reconstructs the frozen features that the
+embedding was made from. Reconstructing the embedding itself would keep only what the U2I loss needs, which is whom an
+item suits, and lose what it is; and the encoder could please the quantiser by shrinking its own output.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +25,8 @@ class DualSCIDConfig(PretrainedConfig):
     Args:
         item_semantic_dim, item_collaborative_dim: widths of the item features; 0 leaves a kind out.
         user_semantic_dim, user_collaborative_dim: the same for users.
-        semantic_weight: scale of the semantic part, whose rows are brought to unit length before they are
-            concatenated with the collaborative part (scale 1).
+        semantic_weight: scale of the semantic part against the collaborative part (scale 1). The rows of both are
+            brought to unit length before.
         hidden_dim: width of the hidden layer of each SC encoder.
         sc_dim: width of the unified embeddings SC_u and SC_i.
         item_rqvae, user_rqvae: settings of the two quantisers, as [`RQVAEConfig`] or dict; `input_dim` is `sc_dim`.
@@ -49,15 +54,15 @@ class DualSCIDConfig(PretrainedConfig):
         self.semantic_weight = semantic_weight
         self.hidden_dim = hidden_dim
         self.sc_dim = sc_dim
-        self.item_rqvae = _rqvae_dict(item_rqvae, sc_dim)
-        self.user_rqvae = _rqvae_dict(user_rqvae, sc_dim)
+        self.item_rqvae = _rqvae_dict(item_rqvae, sc_dim, item_semantic_dim + item_collaborative_dim)
+        self.user_rqvae = _rqvae_dict(user_rqvae, sc_dim, user_semantic_dim + user_collaborative_dim)
         super().__init__(**kwargs)
 
 
-def _rqvae_dict(config: RQVAEConfig | dict[str, Any] | None, sc_dim: int) -> dict[str, Any]:
+def _rqvae_dict(config: RQVAEConfig | dict[str, Any] | None, sc_dim: int, output_dim: int) -> dict[str, Any]:
     if isinstance(config, RQVAEConfig):
         config = config.to_diff_dict()
-    return {**(config or {}), "input_dim": sc_dim}
+    return {**(config or {}), "input_dim": sc_dim, "output_dim": output_dim}
 
 
 @dataclass
@@ -90,23 +95,36 @@ def u2i_loss(users: torch.Tensor, items: torch.Tensor, false_negatives: torch.Te
 
 
 class SCEncoder(nn.Module):
-    """Concatenated semantic and collaborative features -> unified embedding."""
+    """Concatenated semantic and collaborative features -> unified embedding.
+
+    An orthogonal projection of the features plus an MLP that starts at zero: training for behaviour begins from what
+    the frozen encoders know and bends it. An MLP alone keeps only what tells users apart, and codes made from it have
+    lost what items are.
+    """
 
     def __init__(self, semantic_dim: int, collaborative_dim: int, config: DualSCIDConfig) -> None:
         super().__init__()
         if semantic_dim + collaborative_dim == 0:
             raise ValueError("an SC encoder needs semantic or collaborative features, both widths are 0")
         self.semantic_weight = config.semantic_weight
-        self.net = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])
+        self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
+        self.mlp = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])
 
-    def forward(self, semantic: torch.Tensor | None, collaborative: torch.Tensor | None) -> torch.Tensor:
-        """Shapes: `(batch, semantic_dim)`, `(batch, collaborative_dim)` -> `(batch, sc_dim)`."""
+    def features(
+        self, semantic: torch.Tensor | None = None, collaborative: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Shapes: `(batch, semantic_dim)`, `(batch, collaborative_dim)` -> `(batch, semantic_dim + collaborative_dim)`."""
         parts = []
         if semantic is not None:
             parts.append(F.normalize(semantic, dim=1) * self.semantic_weight)
         if collaborative is not None:
             parts.append(F.normalize(collaborative, dim=1))
-        return self.net(torch.cat(parts, 1))
+        return torch.cat(parts, 1)
+
+    def forward(self, semantic: torch.Tensor | None = None, collaborative: torch.Tensor | None = None) -> torch.Tensor:
+        """Shapes: as `features` -> `(batch, sc_dim)`."""
+        features = self.features(semantic, collaborative)
+        return self.projection(features) + self.mlp(features)
 
 
 class DualSCIDModel(PreTrainedModel):
@@ -121,15 +139,18 @@ class DualSCIDModel(PreTrainedModel):
         self.user_encoder = SCEncoder(config.user_semantic_dim, config.user_collaborative_dim, config)
         self.item_rqvae = RQVAEModel(RQVAEConfig(**config.item_rqvae))
         self.user_rqvae = RQVAEModel(RQVAEConfig(**config.user_rqvae))
+        # False while the autoencoders learn without their quantisers, before the code books start.
+        self.quantize = True
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
-        else:
-            self.item_rqvae._init_weights(module)
+        self.item_rqvae._init_weights(module)
+        for encoder in (self.item_encoder, self.user_encoder):
+            if module is encoder.projection:
+                init.orthogonal_(module.weight)
+            elif module is encoder.mlp[-1]:
+                init.zeros_(module.weight)
 
     def forward(
         self,
@@ -149,9 +170,13 @@ class DualSCIDModel(PreTrainedModel):
         """
         output = DualSCIDOutput(u2i_loss=u2i_loss(self.embed_users(users), self.embed_items(items), false_negatives))
         if quantize_users is not None:
-            output.user_rq_loss = self.user_rqvae(self.embed_users(quantize_users)).loss
+            output.user_rq_loss = self.user_rqvae(
+                self.embed_users(quantize_users), self.user_encoder.features(**quantize_users), self.quantize
+            ).loss
         if quantize_items is not None:
-            output.item_rq_loss = self.item_rqvae(self.embed_items(quantize_items)).loss
+            output.item_rq_loss = self.item_rqvae(
+                self.embed_items(quantize_items), self.item_encoder.features(**quantize_items), self.quantize
+            ).loss
         return output
 
     def embed_users(self, features: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -19,10 +19,10 @@ class RQVAEOutput(ModelOutput):
     """
     Args:
         loss: reconstruction plus quantisation loss, a scalar: L_RQ of Eq. (2).
-        reconstruction_loss: mean squared error of the reconstruction, a scalar.
+        reconstruction_loss: mean squared distance of a row to its reconstruction, a scalar.
         quantization_loss: codebook plus weighted commitment loss over all levels, a scalar.
-        reconstruction: `(batch, input_dim)`.
-        codes: `(batch, levels)` int64.
+        reconstruction: `(batch, output_dim)`.
+        codes: `(batch, levels)` int64; None where the quantiser was passed by.
     """
 
     loss: torch.Tensor | None = None
@@ -142,24 +142,38 @@ class RQVAEModel(PreTrainedModel):
         dims = [config.input_dim, *config.hidden_dims, config.codebook_dim]
         self.encoder = mlp(dims)
         self.quantizer = ResidualQuantizer(config)
-        self.decoder = mlp(dims[::-1])
+        self.decoder = mlp([*dims[:0:-1], config.output_dim])
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, ResidualQuantizer):
-            for codebook in module.codebooks:
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.ParameterList):
+            # Not the quantiser: for classes outside transformers, modules without parameters of their own are skipped.
+            for codebook in module:
                 init.normal_(codebook, std=0.1)
 
-    def forward(self, features: torch.Tensor) -> RQVAEOutput:
-        """Shape: `features` `(batch, input_dim)`."""
-        quantized, codes, quantization_loss = self.quantizer(self.encoder(features))
+    def forward(
+        self, features: torch.Tensor, target: torch.Tensor | None = None, quantize: bool = True
+    ) -> RQVAEOutput:
+        """What training needs.
+
+        Args:
+            features: `(batch, input_dim)`.
+            target: `(batch, output_dim)` what the decoder reconstructs; the features where it is None.
+            quantize: false passes the latent by the quantiser, which gives the code books something to start from.
+        """
+        if quantize:
+            quantized, codes, quantization_loss = self.quantizer(self.encoder(features))
+        else:
+            quantized, codes, quantization_loss = self.encoder(features), None, features.new_zeros(())
         reconstruction = self.decoder(quantized)
         # The target is held still: an encoder in front could otherwise shrink its own output to please us.
-        reconstruction_loss = F.mse_loss(reconstruction.float(), features.detach().float())
+        target = features.detach() if target is None else target
+        reconstruction_loss = (reconstruction.float() - target.float()).square().sum(1).mean()
         return RQVAEOutput(
             loss=reconstruction_loss + quantization_loss,
             reconstruction_loss=reconstruction_loss,

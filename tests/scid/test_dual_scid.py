@@ -56,6 +56,11 @@ def test_u2i_loss_masks_false_negatives_and_never_the_positive():
 
 def test_alignment_moves_the_encoders_only_and_quantisation_moves_everything():
     model, (users, items, _) = small_model(), market()
+    for encoder in (model.user_encoder, model.item_encoder):
+        assert not encoder.mlp[
+            -1
+        ].weight.any()  # the MLP adds nothing at the start, so its first layer has no gradient
+        torch.nn.init.normal_(encoder.mlp[-1].weight)
     some_users, some_items = users.rows(slice(0, 40)), items.rows(slice(0, 40))
     model(some_users, some_items).u2i_loss.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -85,10 +90,16 @@ def test_training_aligns_users_with_their_items_and_codes_are_unique(tmp_path):
 def test_alignment_stops_when_the_auc_is_flat(tmp_path):
     model, (users, items, sequences) = small_model(), market()
     config = DualSCIDTrainingConfig(
-        batch_size=32, alignment_epochs=30, quantization_epochs=1, patience=2, min_auc_gain=1.0, holdout=0.2
+        batch_size=32,
+        alignment_epochs=30,
+        autoencoder_epochs=2,
+        quantization_epochs=1,
+        patience=2,
+        min_auc_gain=1.0,
+        holdout=0.2,
     )
     history = train_dual_scid(model, users, items, sequences, config, tmp_path)
-    assert len(history.auc) == 4  # the first epoch counts as growth, two without, one of quantisation
+    assert len(history.auc) == 6  # the first epoch counts as growth, two without; two autoencoding, one quantising
 
 
 def test_save_and_load(tmp_path):

@@ -11,6 +11,10 @@ def model():
     return RQVAEModel(RQVAEConfig(input_dim=12, codebook_sizes=(8, 8), codebook_dim=4))
 
 
+def test_codebooks_are_initialised(model):
+    assert all(0.05 < book.std() < 0.15 for book in model.quantizer.codebooks)
+
+
 def test_codes_are_the_nearest_of_each_residual(model):
     features = torch.randn(20, 12)
     codes = model.encode(features)
@@ -35,7 +39,16 @@ def test_loss_is_reconstruction_plus_codebook_plus_commitment(model):
     torch.testing.assert_close(output.quantization_loss, expected)
     reconstruction = model.decoder(total)
     torch.testing.assert_close(output.reconstruction, reconstruction)
-    torch.testing.assert_close(output.loss, ((reconstruction - features) ** 2).mean() + expected)
+    torch.testing.assert_close(output.loss, ((reconstruction - features) ** 2).sum(1).mean() + expected)
+
+
+def test_other_targets_and_passing_the_quantiser_by(model):
+    features, target = torch.randn(6, 12), torch.randn(6, 3)
+    wide = RQVAEModel(RQVAEConfig(input_dim=12, output_dim=3, codebook_sizes=(8, 8), codebook_dim=4))
+    output = wide(features, target, quantize=False)
+    assert output.codes is None and output.quantization_loss == 0
+    expected = ((wide.decoder(wide.encoder(features)) - target) ** 2).sum(1).mean()
+    torch.testing.assert_close(output.loss, expected)
 
 
 def test_gradient_passes_straight_through_to_the_encoder(model):
