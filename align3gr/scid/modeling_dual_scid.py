@@ -6,7 +6,7 @@ item suits, and lose what it is; and the encoder could please the quantiser by s
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -110,10 +110,18 @@ class SCEncoder(nn.Module):
         self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
         self.mlp = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])
 
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer of the MLP."""
+        return cast(nn.Linear, self.mlp[-1])
+
     def features(
         self, semantic: torch.Tensor | None = None, collaborative: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Shapes: `(batch, semantic_dim)`, `(batch, collaborative_dim)` -> `(batch, semantic_dim + collaborative_dim)`."""
+        """What goes in, and what the decoder reconstructs.
+
+        Shapes: `(batch, semantic_dim)`, `(batch, collaborative_dim)` -> `(batch, semantic_dim + collaborative_dim)`.
+        """
         parts = []
         if semantic is not None:
             parts.append(F.normalize(semantic, dim=1) * self.semantic_weight)
@@ -149,8 +157,8 @@ class DualSCIDModel(PreTrainedModel):
         for encoder in (self.item_encoder, self.user_encoder):
             if module is encoder.projection:
                 init.orthogonal_(module.weight)
-            elif module is encoder.mlp[-1]:
-                init.zeros_(module.weight)
+            elif module is encoder.last:
+                init.zeros_(encoder.last.weight)
 
     def forward(
         self,

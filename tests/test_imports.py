@@ -1,0 +1,57 @@
+"""Imports point one way, and importing the package is quick."""
+
+import ast
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+# A package may import those before it, and itself.
+ORDER = ["errors", "lazy", "data", "encoders", "scid", "decoding", "evaluation", "checkpoints"]
+LAST = ["sft", "dpo", "baselines", "pipeline", "recipe", "cli"]
+ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
+ALLOWED |= {name: {*ORDER, name} for name in LAST}
+ALLOWED["cli"] |= {"pipeline"}
+ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in sorted((ROOT / "align3gr").rglob("*.py")):
+        package = path.relative_to(ROOT / "align3gr").parts[0].removesuffix(".py")
+        if package == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("align3gr."):
+                imported = node.module.split(".")[1]
+                if imported not in ALLOWED[package]:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {node.module}")
+    assert wrong == []
+
+
+def test_recipes_and_benchmarks_use_public_names():
+    wrong = []
+    for path in [*ROOT.glob("recipes/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("align3gr"):
+                wrong += [f"{path.name}: {n.name}" for n in node.names if n.name.startswith("_")]
+    assert wrong == []
+
+
+def test_recipes_are_short():
+    assert all(len(path.read_text().splitlines()) <= 130 for path in ROOT.glob("recipes/*.py"))
+
+
+def test_importing_align3gr_loads_no_heavy_library():
+    code = "import align3gr, sys; print([m for m in ('torch', 'transformers', 'trl', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    import align3gr
+    import align3gr.dpo
+    import align3gr.scid
+    import align3gr.sft
+
+    for package in (align3gr, align3gr.scid, align3gr.sft, align3gr.dpo):
+        assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
