@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from align3gr.errors import InputError
-from align3gr.pipeline import STAGES, read_manifest, stage_folder
+from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
+from align3gr.recipe import read_config, split_assignments
 
 _EPILOG = """stages:
   prepare    raw logs -> tables, k-core, leave-one-out split
@@ -61,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
     run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
     run.add_argument("--stages", nargs="+", choices=STAGES, help="only these stages (default: those of the file)")
-    run.add_argument("--accelerate_config", help="launch through accelerate with this configuration (name or file)")
+    run.add_argument(
+        "--accelerate_config", help="launch sft and sp_dpo through accelerate with this configuration (name or file)"
+    )
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
     results.add_argument("--output", required=True, help="Markdown file to write")
@@ -70,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_pipeline(parsed: argparse.Namespace) -> int:
     config = _find_config(parsed.config)
-    pipeline = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if not isinstance(pipeline, dict) or set(pipeline) != {"stages"}:
-        raise InputError(f"{config}: expected the option 'stages' and no other")
+    pipeline = read_config(config)
+    if set(pipeline) != {"stages"} or not isinstance(pipeline["stages"], list):
+        raise InputError(f"{config}: expected the option 'stages', a list, and no other")
     for name in parsed.stages or pipeline["stages"]:
         if name not in STAGES:
             raise InputError(f"{config}: stages: unknown stage '{name}', choose from {', '.join(STAGES)}")
@@ -91,9 +92,9 @@ def _run_pipeline(parsed: argparse.Namespace) -> int:
 
 
 def _launch(name: str, accelerate_config: str | None) -> list[str]:
-    """The command that runs a recipe: in this interpreter, or through accelerate with a configuration."""
+    """The command that runs a recipe: with this interpreter, or through accelerate where a stage takes processes."""
     script = str(_resource("recipes") / f"{name}.py")
-    if accelerate_config is None:
+    if accelerate_config is None or name not in SEVERAL_PROCESSES:
         return [sys.executable, script]
     config = Path(accelerate_config)
     if not config.is_file():
@@ -106,6 +107,7 @@ def _launch(name: str, accelerate_config: str | None) -> list[str]:
 
 def _split_launcher(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Takes `--accelerate_config NAME` out of a stage's options."""
+    arguments = split_assignments(arguments)
     if "--accelerate_config" not in arguments:
         return None, arguments
     at = arguments.index("--accelerate_config")
@@ -139,7 +141,10 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         )
         sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
         sections.append((folder / "results.md").read_text(encoding="utf-8"))
-    Path(output).write_text("\n".join(sections), encoding="utf-8")
+    try:
+        Path(output).write_text("\n".join(sections), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output {output}: {error.strerror}; choose another file") from error
 
 
 def _versions(manifest: dict) -> str:

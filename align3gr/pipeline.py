@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,6 +37,8 @@ FOLDERS = {
     "sp_dpo": "sp_dpo",
     "evaluate": "evaluation",
 }
+# Stages that can be launched in several processes.
+SEVERAL_PROCESSES = ("sft", "sp_dpo")
 _PACKAGES = ("align3gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -65,13 +67,13 @@ def stage(
     run_dir: str | Path,
     name: str,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path],
+    inputs: Sequence[Path],
     seed: int | None = None,
 ) -> Iterator[Stage | None]:
     """Runs the block once for these settings and inputs; yields None where that has been done already.
 
     ```python
-    with stage("runs/yelp", "embed", settings, {"train": Path("runs/yelp/data/train.parquet")}) as work:
+    with stage("runs/yelp", "embed", settings, [Path("runs/yelp/data/train.parquet")]) as work:
         if work is not None:
             ...  # write into work.folder
     ```
@@ -82,23 +84,31 @@ def stage(
         run_dir: folder of the run.
         name: one of `STAGES`.
         settings: everything that changes the result; must be JSON.
-        inputs: files or finished stage folders that are read, by a name of their own.
+        inputs: files or folders that are read.
         seed: recorded in the manifest.
 
     Raises:
-        InputError: an input does not exist, or the run folder cannot be made.
+        InputError: an input does not exist, an earlier stage is out of date, the stage runs in one process only, or
+            the run folder cannot be made.
     """
     from accelerate import PartialState
 
     process = PartialState()
+    if process.num_processes > 1 and name not in SEVERAL_PROCESSES:
+        raise InputError(f"{name}: runs in one process, got {process.num_processes}; launch it without accelerate")
+    run_dir = Path(run_dir)
     final = stage_folder(run_dir, name)
     partial = final.with_name(final.name + ".partial")
     made_from = {
         "stage": name,
         "settings": json.loads(json.dumps(settings, default=str)),
-        "inputs": {key: content_hash(path) for key, path in inputs.items()},
+        "inputs": {_input_name(run_dir, path): content_hash(path) for path in inputs},
         "seed": seed,
     }
+    _check_earlier_stages(run_dir, name)
+    if _matches(partial / MANIFEST, made_from | {"finished": True}) and process.is_main_process:
+        _put_in_place(partial, final)  # a kill came between the last write and the renaming
+    process.wait_for_everyone()
     if _matches(final / MANIFEST, made_from):
         logger.info("%s: finished already, nothing changed", name)
         yield None
@@ -112,12 +122,14 @@ def stage(
     try:
         yield Stage(name, partial, resumed)
     except InputError:
-        if process.is_main_process:
+        if process.is_main_process and not _has_work(partial):
             _discard(partial)
         raise
     process.wait_for_everyone()
     if process.is_main_process:
-        _finish(partial, final, made_from, time.perf_counter() - started)
+        _write_json(partial / MANIFEST, made_from | _measured(time.perf_counter() - started, resumed))
+        _put_in_place(partial, final)
+        logger.info("%s: finished in %.0f s", name, time.perf_counter() - started)
     process.wait_for_everyone()
 
 
@@ -168,6 +180,29 @@ def _make_fresh(partial: Path, made_from: dict[str, Any]) -> None:
         raise InputError(f"run_dir: cannot write {partial}: {error.strerror}; choose another run_dir") from error
 
 
+def _check_earlier_stages(run_dir: Path, name: str) -> None:
+    """Refuses to build on a stage that was made from other files than those that are there now."""
+    for earlier in STAGES[: STAGES.index(name)]:
+        folder = stage_folder(run_dir, earlier)
+        if not (folder / MANIFEST).is_file():
+            continue
+        for path, digest in read_manifest(folder)["inputs"].items():
+            if (run_dir / path).exists() and content_hash(run_dir / path) != digest:
+                raise InputError(
+                    f"{folder}: was made from another {run_dir / path}; run stage '{earlier}' again first"
+                )
+
+
+def _input_name(run_dir: Path, path: Path) -> str:
+    """The path below the run folder, or the name alone of what lies elsewhere."""
+    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else path.name
+
+
+def _has_work(partial: Path) -> bool:
+    """Whether a stage has left training to go on from."""
+    return any(partial.rglob("checkpoint-*")) or any(partial.rglob("curriculum.json"))
+
+
 def _discard(partial: Path) -> None:
     """Removes what wrong input left behind, and the run folder if there is nothing else in it."""
     shutil.rmtree(partial, ignore_errors=True)
@@ -175,25 +210,26 @@ def _discard(partial: Path) -> None:
         partial.parent.rmdir()
 
 
-def _finish(partial: Path, final: Path, made_from: dict[str, Any], seconds: float) -> None:
-    """Completes the manifest and puts the folder in its place."""
-    measured = {
+def _measured(seconds: float, resumed: bool) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "finished": True,
         "seconds": round(seconds, 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "resumed": resumed,
+        "peak_memory_mb": round(peak),
         "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
-    _write_json(partial / MANIFEST, made_from | measured)
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name; after a kill in between, the next run does it."""
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        # Two renames, so that a kill in between leaves the old or the new results, never a mixture.
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         final.replace(old)
-        partial.replace(final)
-        shutil.rmtree(old)
-    else:
-        partial.replace(final)
-    logger.info("%s: finished in %.0f s", made_from["stage"], seconds)
+    partial.replace(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

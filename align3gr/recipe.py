@@ -27,18 +27,43 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
     import torch
     from trl import TrlParser
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "--config" in arguments[:-1]:
-        _check_config(arguments[arguments.index("--config") + 1])
+    arguments = split_assignments(sys.argv[1:] if arguments is None else arguments)
+    if "--config" in arguments:
+        at = arguments.index("--config") + 1
+        if at == len(arguments):
+            raise InputError("--config: needs the path of a YAML file")
+        read_config(arguments[at])
     parser = TrlParser(list(option_types))
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     if any(action.dest == "use_cpu" for action in parser._actions) and not torch.cuda.is_available():
         # bf16 without a GPU is refused unless the CPU was asked for.
         parser.set_defaults(use_cpu=True)
     try:
-        return parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
+        parsed = parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
     except (ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    for options in parsed:
+        _check_values(options)
+    return parsed
+
+
+def split_assignments(arguments: Sequence[str]) -> list[str]:
+    """`--option=value` as two words, as the rest of the options are read."""
+    words: list[str] = []
+    for word in arguments:
+        words += word.split("=", 1) if word.startswith("--") else [word]
+    return words
+
+
+def _check_values(options: Any) -> None:
+    """argparse checks choices and lists on the command line only, not what a file says."""
+    for option in dataclasses.fields(options):
+        value = getattr(options, option.name)
+        choices = option.metadata.get("choices")
+        if choices and value not in choices and value != _default(option):
+            raise InputError(f"{option.name}: got '{value}', choose from {', '.join(map(str, choices))}")
+        if isinstance(_default(option), list) and not isinstance(value, list):
+            raise InputError(f"{option.name}: got {value!r}, expected a list such as {_default(option)}")
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -51,6 +76,9 @@ def run_recipe(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 def expand(path: str) -> Path:
@@ -59,7 +87,12 @@ def expand(path: str) -> Path:
     return Path(os.path.expandvars(path)).expanduser()
 
 
-def _check_config(name: str) -> None:
+def read_config(name: str | Path) -> dict[str, Any]:
+    """Options of a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or holds no options.
+    """
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,6 +103,7 @@ def _check_config(name: str) -> None:
         raise InputError(f"--config {name}: no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {name}: expected lines of the form 'option: value'")
+    return content
 
 
 def _refuse(message: str) -> None:
@@ -78,6 +112,9 @@ def _refuse(message: str) -> None:
 
 def training_settings(arguments: Any) -> dict[str, Any]:
     """What of a `TrainingArguments` differs from its defaults and changes the result: paths and reports do not."""
+    option = next(option for option in dataclasses.fields(arguments) if option.name == "output_dir")
+    if arguments.output_dir not in (_default(option), "trainer_output"):
+        raise InputError("output_dir: does not apply, everything goes below run_dir; leave it out")
     values = arguments.to_dict()
     return {
         option.name: values[option.name]

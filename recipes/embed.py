@@ -1,6 +1,7 @@
 """Frozen encoders: semantic vectors from texts, collaborative vectors from the train split."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, USER_ID
@@ -34,9 +35,14 @@ def main() -> None:
         raise InputError("semantic: 'none' with collaborative_dim 0 leaves no features; keep one of them")
     data = stage_folder(arguments.run_dir, "prepare")
     # The split's targets are no input: nothing here may depend on them.
-    inputs = {name: data / f"{name}.parquet" for name in ("items", "users", "train")}
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
     settings = asdict(arguments)
     del settings["run_dir"]
+    for name, encoder in (("semantic_dim", "tfidf"), ("semantic_model", "sentence-transformers")):
+        if arguments.semantic != encoder and settings.pop(name) != getattr(EmbedArguments, name):
+            raise InputError(f"{name}: applies to semantic '{encoder}' only, got semantic '{arguments.semantic}'")
+    if arguments.semantic == "sentence-transformers" and Path(arguments.semantic_model).is_dir():
+        inputs.append(Path(arguments.semantic_model))
     with stage(arguments.run_dir, "embed", settings, inputs, arguments.seed) as work:
         if work is None:
             return

@@ -42,10 +42,9 @@ class EvaluateArguments:
 def main() -> None:
     (arguments,) = parse([EvaluateArguments])
     data, scid, sft, sp_dpo = (stage_folder(arguments.run_dir, s) for s in ("prepare", "scid", "sft", "sp_dpo"))
-    inputs = {"data": data, "item_codes": scid / "item_codes.parquet", "user_codes": scid / "user_codes.parquet"}
-    inputs["sft"] = sft / "model"
+    inputs = [data, scid / "item_codes.parquet", scid / "user_codes.parquet", sft / "model"]
     if sp_dpo.is_dir():
-        inputs["sp_dpo"] = sp_dpo
+        inputs.append(sp_dpo)
     settings = asdict(arguments)
     del settings["run_dir"]
     with stage(arguments.run_dir, "evaluate", settings, inputs, arguments.seed) as work:
@@ -69,8 +68,8 @@ def main() -> None:
                 if done["decision"] != "skipped":
                     policies[f"SP-DPO {done['name']}"] = sp_dpo / f"{number}-{done['name']}" / "policy"
             policies["SP-DPO, best stage on validation"] = sp_dpo / "model"
-        item_codes = load_codes(inputs["item_codes"], ITEM_ID, split.items[ITEM_ID])
-        user_codes = load_codes(inputs["user_codes"], USER_ID, split.users[USER_ID])
+        item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams)
         sample = sample_users(questions, arguments.stage_users, arguments.seed)
         for name, folder in policies.items():
@@ -89,8 +88,11 @@ def main() -> None:
                 batch_size=arguments.batch_size,
             )
         if (data / CONFIG_NAME).is_file():
-            best = SyntheticMarket.from_folder(data).best_recall(questions, 10)
-            rows["best possible"] = {"seen_allowed": {"recall@10": best.recall, "ndcg@10": best.ndcg}}
+            market = SyntheticMarket.from_folder(data)
+            # Without users or items that the k-core left out, the market's distribution is not that of the split.
+            if (len(split.users), len(split.items)) == (market.config.num_users, market.config.num_items):
+                best = market.best_recall(questions, 10)
+                rows["best possible"] = {"seen_allowed": {"recall@10": best.recall, "ndcg@10": best.ndcg}}
         manifests = [
             read_manifest(stage_folder(arguments.run_dir, name))
             for name in STAGES[:-1]

@@ -30,7 +30,7 @@ class PrepareArguments:
 def main() -> None:
     arguments, market = parse([PrepareArguments, SyntheticMarketConfig])
     settings = asdict(arguments)
-    inputs = {}
+    inputs = []
     if arguments.format == "synthetic":
         if arguments.source:
             raise InputError("source: the synthetic market has none; leave it out")
@@ -40,7 +40,10 @@ def main() -> None:
             raise InputError(f"source: format '{arguments.format}' needs the folder of the raw data")
         if market != SyntheticMarketConfig():
             raise InputError(f"options of the synthetic market do not apply to format '{arguments.format}'")
-        inputs["source"] = expand(arguments.source)
+        source = expand(arguments.source)
+        if not source.is_dir():
+            raise InputError(f"source: {source} is no folder; correct it, or set ALIGN3GR_DATA where it names that")
+        inputs.append(source)
     del settings["run_dir"]
     with stage(arguments.run_dir, "prepare", settings, inputs, market.seed) as work:
         if work is None:
@@ -49,7 +52,7 @@ def main() -> None:
             tables = SyntheticMarket(market).tables()
             SyntheticMarket(market).save_config(work.folder)
         else:
-            tables = READERS[arguments.format](inputs["source"])
+            tables = READERS[arguments.format](source)
         leave_one_out(tables, arguments.core).save(work.folder)
 
 

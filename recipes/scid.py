@@ -43,7 +43,7 @@ class SCIDArguments:
 def main() -> None:
     arguments, training = parse([SCIDArguments, DualSCIDTrainingConfig])
     data, embeddings = (stage_folder(arguments.run_dir, name) for name in ("prepare", "embed"))
-    inputs = {name: data / f"{name}.parquet" for name in ("items", "users", "train")} | {"embeddings": embeddings}
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")] + [embeddings]
     settings = asdict(arguments) | asdict(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "scid", settings, inputs, training.seed) as work:
@@ -78,7 +78,7 @@ def main() -> None:
         model.save_pretrained(work.folder / "model")
         save_codes(work.folder / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID], codes.items)
         save_codes(work.folder / "user_codes.parquet", USER_ID, split.users[USER_ID], codes.users)
-        report = {"auc": history.auc, **codes.health}
+        report = {"auc": history.auc, **codes.health, "log": history.log}
         (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

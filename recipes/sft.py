@@ -30,17 +30,16 @@ class SFTArguments:
 def main() -> None:
     arguments, backbone, training = parse([SFTArguments, SmallLlamaConfig, SFTConfig])
     data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))
-    inputs = {name: data / f"{name}.parquet" for name in ("items", "users", "train")}
-    inputs |= {name: scid / f"{name}.parquet" for name in ("item_codes", "user_codes")}
-    inputs["codebooks"] = scid / "model" / "config.json"
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
+    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "model" / "config.json"]
     settings = asdict(arguments) | asdict(backbone) | training_settings(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "sft", settings, inputs, training.seed) as work:
         if work is None:
             return
         split = Split.load(data)
-        item_codes = load_codes(inputs["item_codes"], ITEM_ID, split.items[ITEM_ID])
-        user_codes = load_codes(inputs["user_codes"], USER_ID, split.users[USER_ID])
+        item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         texts = split.items[TEXT].to_list() + split.users[PROFILE].to_list()
         quantizers = DualSCIDConfig.from_pretrained(scid / "model")
         tokenizer = SCIDTokenizer.from_base(
@@ -49,6 +48,7 @@ def main() -> None:
             quantizers.user_rqvae["codebook_sizes"],
         )
         prompts = PromptBuilder(tokenizer, arguments.max_history, arguments.user_scid)
+        prompts.check_length(min(backbone.max_positions, training.max_length or backbone.max_positions))
         model = small_llama(backbone, tokenizer, training.seed)
         add_dropout(model, arguments.dropout)
         training.output_dir = str(work.folder / "trainer")
@@ -65,16 +65,17 @@ def main() -> None:
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             log = trainer.state.log_history
-        losses = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry]
-        (work.folder / "log.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(training.output_dir)
-        Recommender(
-            model,
-            tokenizer,
-            split.items.select(ITEM_ID, TITLE).with_columns(codes_column(item_codes)),
-            split.users.select(USER_ID).with_columns(codes_column(user_codes)),
-            prompts,
-        ).save_pretrained(work.folder / "model")
+        if trainer.is_world_process_zero():
+            losses = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in log if "loss" in entry]
+            (work.folder / "log.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
+            Recommender(
+                trainer.accelerator.unwrap_model(model),
+                tokenizer,
+                split.items.select(ITEM_ID, TITLE).with_columns(codes_column(item_codes)),
+                split.users.select(USER_ID).with_columns(codes_column(user_codes)),
+                prompts,
+            ).save_pretrained(work.folder / "model")
+            shutil.rmtree(training.output_dir)
 
 
 if __name__ == "__main__":

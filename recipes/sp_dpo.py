@@ -1,14 +1,14 @@
 """Preference level: self-play Softmax-DPO on the train split, easy to hard, the best stage on validation kept."""
 
-import shutil
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from accelerate import PartialState
 
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.decoding import ConstrainedBeamSearch, Recommender
-from align3gr.dpo import CurriculumStage, SoftmaxDPOConfig, run_curriculum, self_play_rows
+from align3gr.dpo import CurriculumStage, SoftmaxDPOConfig, prefix_lengths, run_curriculum, self_play_rows
 from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import parse, run_recipe, training_settings
@@ -37,8 +37,8 @@ def main() -> None:
     arguments, training = parse([SelfPlayArguments, SoftmaxDPOConfig])
     data, scid, sft = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid", "sft"))
     # The test targets are no input.
-    inputs = {name: data / f"{name}.parquet" for name in ("items", "users", "train", "validation")}
-    inputs |= {name: scid / f"{name}.parquet" for name in ("item_codes", "user_codes")} | {"model": sft / "model"}
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation")]
+    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", sft / "model"]
     settings = asdict(arguments) | training_settings(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "sp_dpo", settings, inputs, training.seed) as work:
@@ -46,8 +46,10 @@ def main() -> None:
             return
         split = Split.load(data)
         sequences = split.train_sequences()
-        item_codes = load_codes(inputs["item_codes"], ITEM_ID, split.items[ITEM_ID])
-        user_codes = load_codes(inputs["user_codes"], USER_ID, split.users[USER_ID])
+        item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
+        for name in arguments.stages:
+            prefix_lengths(name, item_codes.shape[1])  # refuses an unknown or impossible difficulty before any work
         recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams)
         prompts = recommender.prompt_builder
         questions = sample_users(split.histories("validation"), arguments.validation_users, training.seed)
@@ -92,8 +94,8 @@ def main() -> None:
             min_rows=arguments.min_rows,
             keep_policies=True,
         )
-        recommender.save_pretrained(work.folder / "model")
-        shutil.rmtree(work.folder / "best")
+        if PartialState().is_main_process:
+            recommender.save_pretrained(work.folder / "model")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ ORDER = ["errors", "lazy", "data", "encoders", "scid", "decoding", "evaluation",
 LAST = ["sft", "dpo", "baselines", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline"}
+ALLOWED["cli"] |= {"pipeline", "recipe"}
 ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
 
 

@@ -8,7 +8,7 @@ from align3gr.pipeline import content_hash, read_manifest, stage, stage_folder
 
 def run(run_dir, settings, source, text="result"):
     """One stage that writes a file; tells whether the block ran, and whether it found a resumed folder."""
-    with stage(run_dir, "embed", settings, {"source": source}, seed=1) as work:
+    with stage(run_dir, "embed", settings, [source], seed=1) as work:
         if work is None:
             return "skipped"
         (work.folder / "out.txt").write_text(text)
@@ -36,21 +36,21 @@ def test_a_finished_stage_is_skipped_until_settings_or_inputs_change(tmp_path, s
 
 
 def test_an_interrupted_stage_leaves_no_result_and_is_resumed(tmp_path, source):
-    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 1}, {"source": source}) as work:
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 1}, [source]) as work:
         (work.folder / "half.txt").write_text("half")
         raise KeyboardInterrupt
     assert not stage_folder(tmp_path, "embed").exists()
-    with stage(tmp_path, "embed", {"dim": 1}, {"source": source}) as work:
+    with stage(tmp_path, "embed", {"dim": 1}, [source]) as work:
         assert work.resumed and (work.folder / "half.txt").read_text() == "half"
-    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 2}, {"source": source}) as work:
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path, "embed", {"dim": 2}, [source]) as work:
         (work.folder / "half.txt").write_text("half")
         raise KeyboardInterrupt
-    with stage(tmp_path, "embed", {"dim": 3}, {"source": source}) as work:
+    with stage(tmp_path, "embed", {"dim": 3}, [source]) as work:
         assert not work.resumed and not (work.folder / "half.txt").exists()
 
 
 def test_wrong_input_found_inside_a_stage_leaves_nothing(tmp_path, source):
-    with pytest.raises(InputError), stage(tmp_path / "run", "embed", {}, {"source": source}) as work:
+    with pytest.raises(InputError), stage(tmp_path / "run", "embed", {}, [source]) as work:
         (work.folder / "half.txt").write_text("half")
         raise InputError("a row is wrong")
     assert not (tmp_path / "run").exists()
@@ -58,7 +58,7 @@ def test_wrong_input_found_inside_a_stage_leaves_nothing(tmp_path, source):
 
 def test_a_failing_rerun_keeps_the_last_good_result(tmp_path, source):
     run(tmp_path, {"dim": 1}, source)
-    with pytest.raises(RuntimeError), stage(tmp_path, "embed", {"dim": 2}, {"source": source}):
+    with pytest.raises(RuntimeError), stage(tmp_path, "embed", {"dim": 2}, [source]):
         raise RuntimeError
     assert (stage_folder(tmp_path, "embed") / "out.txt").read_text() == "result"
 
@@ -67,7 +67,7 @@ def test_the_manifest_ties_a_result_to_what_made_it(tmp_path, source):
     run(tmp_path, {"dim": 1}, source)
     manifest = read_manifest(stage_folder(tmp_path, "embed"))
     assert manifest["settings"] == {"dim": 1} and manifest["seed"] == 1
-    assert manifest["inputs"] == {"source": content_hash(source)}
+    assert manifest["inputs"] == {"source.txt": content_hash(source)}
     assert manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 10 and "transformers" in manifest["versions"]
 
 
@@ -87,10 +87,42 @@ def test_the_hash_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_p
 def test_a_missing_input_and_a_run_dir_that_cannot_be_made_are_named(tmp_path, source):
     with (
         pytest.raises(InputError, match="not found; run the stage"),
-        stage(tmp_path, "embed", {}, {"source": tmp_path / "nothing.txt"}),
+        stage(tmp_path, "embed", {}, [tmp_path / "nothing.txt"]),
     ):
         pass
     with pytest.raises(InputError, match="run_dir: cannot write"):
         run(source / "below", {}, source)
     with pytest.raises(InputError, match="holds no finished stage"):
         read_manifest(tmp_path)
+
+
+def test_a_stage_that_was_made_from_older_files_is_refused(tmp_path, source):
+    def make(name, *inputs, text):
+        with stage(tmp_path, name, {"text": text}, inputs) as work:
+            (work.folder / "out.txt").write_text(text)
+
+    make("prepare", source, text="one")
+    make("embed", tmp_path / "data" / "out.txt", text="two")
+    make("prepare", source, text="three")
+    with pytest.raises(InputError, match=r"embeddings: was made from another .*out\.txt; run stage 'embed' again"):
+        make("scid", tmp_path / "embeddings" / "out.txt", text="four")
+    make("embed", tmp_path / "data" / "out.txt", text="two")
+    make("scid", tmp_path / "embeddings" / "out.txt", text="four")
+
+
+def test_training_that_was_begun_survives_wrong_input(tmp_path, source):
+    with pytest.raises(InputError), stage(tmp_path, "sft", {}, [source]) as work:
+        (work.folder / "trainer" / "checkpoint-1").mkdir(parents=True)
+        raise InputError("a late discovery")
+    with stage(tmp_path, "sft", {}, [source]) as work:
+        assert work.resumed and (work.folder / "trainer" / "checkpoint-1").is_dir()
+
+
+def test_a_kill_between_the_last_write_and_the_renaming_loses_nothing(tmp_path, source):
+    run(tmp_path, {"dim": 1}, source)
+    folder = stage_folder(tmp_path, "embed")
+    folder.rename(folder.with_name("embeddings.partial"))
+    folder.with_name("embeddings.old").mkdir()
+    assert run(tmp_path, {"dim": 1}, source, "again") == "skipped"
+    assert (folder / "out.txt").read_text() == "result"
+    assert not list(tmp_path.glob("embeddings.*"))

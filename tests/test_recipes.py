@@ -19,9 +19,14 @@ def test_every_stage_leaves_a_manifest_that_names_its_inputs(smoke_run):
     for name in STAGES:
         manifest = read_manifest(smoke_run / FOLDERS[name])
         assert manifest["stage"] == name and manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 100
-    assert {"items", "users", "train", "item_codes", "user_codes", "codebooks"} == set(
-        read_manifest(smoke_run / "sft")["inputs"]
-    )
+    assert set(read_manifest(smoke_run / "sft")["inputs"]) == {
+        "data/items.parquet",
+        "data/users.parquet",
+        "data/train.parquet",
+        "scid/item_codes.parquet",
+        "scid/user_codes.parquet",
+        "scid/model/config.json",
+    }
     assert not list(smoke_run.glob("*.partial"))
 
 
@@ -110,12 +115,25 @@ def test_every_recipe_file_is_accepted_by_its_recipe(config, monkeypatch, tmp_pa
     assert seen
 
 
-def test_an_unknown_key_in_a_recipe_file_is_named(tmp_path):
+def write(folder, text):
+    (folder / "wrong.yaml").write_text(text + "\n")
+    return folder / "wrong.yaml"
+
+
+def test_wrong_keys_and_values_of_a_recipe_file_are_named(tmp_path, run_stage):
     from align3gr.scid import DualSCIDTrainingConfig
 
     (tmp_path / "scid.yaml").write_text("learning_rat: 0.1\n")
     with pytest.raises(InputError, match="learning_rat"):
         parse([DualSCIDTrainingConfig], ["--config", str(tmp_path / "scid.yaml")])
+    with pytest.raises(InputError, match=r"semantic: got 'bert', choose from tfidf"):
+        run_stage("embed", tmp_path, config=write(tmp_path, "semantic: bert"))
+    with pytest.raises(InputError, match="item_codebook_sizes: got 256, expected a list"):
+        run_stage("scid", tmp_path, config=write(tmp_path, "item_codebook_sizes: 256"))
+    with pytest.raises(InputError, match="output_dir: does not apply"):
+        run_stage("sft", tmp_path, output_dir="elsewhere")
+    with pytest.raises(InputError, match="semantic_dim: applies to semantic 'tfidf' only"):
+        run_stage("embed", tmp_path, semantic="none", semantic_dim=3)
     (tmp_path / "scid.yaml").write_text("learning_rate: 0.1\nbatch_size: 7\n")
     (config,) = parse([DualSCIDTrainingConfig], ["--config", str(tmp_path / "scid.yaml"), "--batch_size", "9"])
     assert (config.learning_rate, config.batch_size) == (0.1, 9)

@@ -198,8 +198,14 @@ class Recommender:
         folder = Path(path_or_hub_id)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-            folder = Path(snapshot_download(str(path_or_hub_id), revision=revision))
+            try:
+                folder = Path(snapshot_download(str(path_or_hub_id), revision=revision))
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+                raise InputError(
+                    f"{path_or_hub_id}: no such folder, and no repository that the Hub gives ({type(error).__name__})"
+                ) from error
         if not (folder / ITEM_CODES_FILE).is_file():
             raise InputError(f"{folder / ITEM_CODES_FILE}: not found; save the model with Recommender.save_pretrained")
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -91,7 +91,7 @@ class CurriculumRun:
         """Evaluate the trained policy, and keep it or go back to the best one."""
         entry["metrics"] = self.metrics()
         value, best = entry["metrics"][self.metric], self.record["best_value"]
-        kept = value >= best
+        kept = value > best  # the same value is no evidence, and the earlier policy is nearer to its data
         entry |= {"decision": "kept" if kept else "rolled back", "seconds": time.perf_counter() - started}
         logger.info(
             "stage %s: %s %.4f, best before %.4f: %s", entry["name"], self.metric, value, best, entry["decision"]

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from align3gr.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +37,10 @@ class TfidfSVDEncoder:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._tfidf = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=self.max_features, sublinear_tf=True)
-        weights = self._tfidf.fit_transform(texts)
+        try:
+            weights = self._tfidf.fit_transform(texts)
+        except ValueError as error:
+            raise InputError(f"items: the texts hold no word that stands in two of them ({error})") from error
         rank = min(self.dim, min(weights.shape) - 1)
         self._svd = TruncatedSVD(rank, random_state=self.seed).fit(weights)
 
@@ -48,8 +53,12 @@ class SentenceTransformerEncoder:
     """Any sentence-transformers model, by Hub id or local path."""
 
     def __init__(self, model: str = "sentence-transformers/sentence-t5-base", batch_size: int = 64) -> None:
-        from sentence_transformers import SentenceTransformer
-
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise InputError(
+                "semantic: sentence-transformers is not installed; pip install 'align3gr[text]'"
+            ) from error
         self._model = SentenceTransformer(model)
         self.batch_size = batch_size
 

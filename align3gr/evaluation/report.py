@@ -43,7 +43,8 @@ def stages_table(manifests: Sequence[Mapping[str, Any]]) -> str:
     for manifest in manifests:
         seed = "-" if manifest["seed"] is None else manifest["seed"]
         lines.append(
-            f"| {manifest['stage']} | `{manifest['command']}` | {seed} | {manifest['seconds']:,.0f} | "
+            f"| {manifest['stage']} | `{manifest['command']}` | {seed} | {manifest['seconds']:,.0f}"
+            f"{' (resumed)' if manifest.get('resumed') else ''} | "
             f"{manifest['peak_memory_mb']:,} |"
         )
     total = sum(manifest["seconds"] for manifest in manifests)

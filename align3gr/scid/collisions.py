@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from align3gr.errors import InputError
+
 
 @dataclass
 class CollisionReport:
@@ -36,7 +38,7 @@ def resolve_collisions(
         previous_codebook: `(codes, dim)` code vectors of the level before, needed when a group is too large.
 
     Raises:
-        ValueError: there are more items than code combinations under a prefix and no sibling has room.
+        InputError: there are more items than code combinations under a prefix and no sibling has room.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -44,10 +46,10 @@ def resolve_collisions(
     codes, residuals = codes.copy(), residuals.copy()
     size = len(last_codebook)
     if codes.shape[1] > 1:
-        _spill_large_groups(codes, residuals, size, previous_codebook)
+        _spill_large_groups(codes, residuals, last_codebook, previous_codebook)
     _, group, counts = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
     if counts.max() > size:
-        raise ValueError(f"codes: {counts.max()} items share a prefix and the last level has only {size} codes")
+        raise InputError(f"codes: {counts.max()} items share a prefix and the last level has only {size} codes")
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])
     for rows in members:
         if len(np.unique(codes[rows, -1])) == len(rows):
@@ -55,19 +57,20 @@ def resolve_collisions(
         distance = ((residuals[rows, None] - last_codebook[None]) ** 2).sum(-1)
         codes[rows, -1] = linear_sum_assignment(distance)[1]
     if len(np.unique(codes, axis=0)) != len(codes):
-        raise ValueError("codes: items still share their codes; this is a bug in resolve_collisions")
+        raise RuntimeError("items still share their codes after resolve_collisions")
     return codes, _report(before, codes, residuals, last_codebook)
 
 
 def _spill_large_groups(
-    codes: np.ndarray, residuals: np.ndarray, size: int, previous_codebook: np.ndarray | None
+    codes: np.ndarray, residuals: np.ndarray, last_codebook: np.ndarray, previous_codebook: np.ndarray | None
 ) -> None:
-    """Moves items out of prefixes that hold more than `size` items, in place."""
+    """Moves items out of prefixes that hold more items than the last codebook has codes, in place."""
+    size = len(last_codebook)
     prefixes, group, counts = np.unique(codes[:, :-1], axis=0, return_inverse=True, return_counts=True)
     if counts.max() <= size:
         return
     if previous_codebook is None:
-        raise ValueError(f"codes: {counts.max()} items share a prefix, more than the last level's {size} codes")
+        raise InputError(f"codes: {counts.max()} items share a prefix, more than the last level's {size} codes")
     room = {tuple(prefix): size - count for prefix, count in zip(prefixes.tolist(), counts.tolist(), strict=True)}
     for g in np.flatnonzero(counts > size):
         rows = np.flatnonzero(group == g)
@@ -81,9 +84,10 @@ def _spill_large_groups(
                     room[(*stem, sibling)] = room.get((*stem, sibling), size) - 1
                     codes[rows[i], -2] = sibling
                     residuals[rows[i]] = full[i] - previous_codebook[sibling]
+                    codes[rows[i], -1] = ((residuals[rows[i]] - last_codebook) ** 2).sum(1).argmin()
                     break
             else:
-                raise ValueError(f"codes: no prefix beside {stem} has room; use larger codebooks or one more level")
+                raise InputError(f"codes: no prefix beside {stem} has room; use larger codebooks or one more level")
 
 
 def _report(before: np.ndarray, after: np.ndarray, residuals: np.ndarray, codebook: np.ndarray) -> CollisionReport:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
+from align3gr.errors import InputError
+
 
 class RQVAEConfig(PretrainedConfig):
     """Settings of an [`RQVAEModel`]. The defaults are the paper's: 3 levels of 256 codes of 32 dimensions.
@@ -33,7 +35,7 @@ class RQVAEConfig(PretrainedConfig):
         **kwargs,
     ) -> None:
         if not codebook_sizes or min(codebook_sizes) < 2:
-            raise ValueError(f"codebook_sizes must name at least one level of 2 codes or more, got {codebook_sizes}")
+            raise InputError(f"codebook_sizes must name at least one level of 2 codes or more, got {codebook_sizes}")
         self.input_dim = input_dim
         self.output_dim = input_dim if output_dim is None else output_dim
         self.codebook_sizes = list(codebook_sizes)

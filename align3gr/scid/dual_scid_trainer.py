@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from align3gr.encoders.collaborative import interaction_matrix
+from align3gr.errors import InputError
 from align3gr.scid.features import FeatureTable, embed_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 
@@ -40,7 +41,7 @@ class DualSCIDTrainingConfig:
         holdout: share of the train pairs that are held out for the AUC.
         alpha, gamma: weights of Eq. (2) in phase 2 (phase 1 is alpha 1, gamma 0).
         weight_decay: of AdamW.
-        seed: of everything random.
+        seed: of batches, held-out pairs and k-means.
     """
 
     learning_rate: float = 1e-3
@@ -171,8 +172,12 @@ def train_dual_scid(
     held_out = np.random.default_rng(config.seed).random(len(pairs)) < config.holdout
     history = DualSCIDHistory()
 
+    if not held_out.any() or held_out.all():
+        raise InputError(f"holdout: {config.holdout} of {len(pairs)} train pairs is none or all; change it")
+
     def train(quantize: bool, epochs: int) -> None:
-        # CPU training does not need the launcher to say so: accelerate finds no GPU and takes the CPU.
+        if not epochs:
+            return
         args = TrainingArguments(
             output_dir=str(output_dir),
             num_train_epochs=epochs,
@@ -208,7 +213,8 @@ def train_dual_scid(
         history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
     train(quantize=False, epochs=config.alignment_epochs)
-    logger.info("U2I alignment ended with AUC %.4f after %d epochs", history.auc[-1], len(history.auc))
+    if history.auc:
+        logger.info("U2I alignment ended with AUC %.4f after %d epochs", history.auc[-1], len(history.auc))
     model.quantize = False
     train(quantize=True, epochs=config.autoencoder_epochs)
     model.quantize = True

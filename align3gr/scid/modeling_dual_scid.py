@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from align3gr.errors import InputError
 from align3gr.scid.configuration_rqvae import RQVAEConfig
 from align3gr.scid.modeling_rqvae import RQVAEModel, mlp
 
@@ -105,7 +106,7 @@ class SCEncoder(nn.Module):
     def __init__(self, semantic_dim: int, collaborative_dim: int, config: DualSCIDConfig) -> None:
         super().__init__()
         if semantic_dim + collaborative_dim == 0:
-            raise ValueError("an SC encoder needs semantic or collaborative features, both widths are 0")
+            raise InputError("an SC encoder needs semantic or collaborative features, both widths are 0")
         self.semantic_weight = config.semantic_weight
         self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
         self.mlp = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])

@@ -38,10 +38,10 @@ class PromptBuilder:
         before_history: str = "",
     ) -> None:
         if max_history < 1:
-            raise ValueError(f"max_history must be at least 1, got {max_history}")
+            raise InputError(f"max_history must be at least 1, got {max_history}")
         self.vocabulary = SCIDVocabulary.from_tokenizer(tokenizer)
         if user_scid and self.vocabulary.user_tokens.size == 0:
-            raise ValueError("user_scid=True, but the tokenizer has no user SCID tokens")
+            raise InputError("user_scid=True, but the tokenizer has no user SCID tokens")
         self.settings = {
             "max_history": max_history,
             "user_scid": user_scid,
@@ -68,6 +68,21 @@ class PromptBuilder:
         """
         history = np.asarray(history_codes).reshape(-1, self.vocabulary.item_levels)[-self.max_history :]
         return self.header(user_codes) + self.vocabulary.item_ids(history).reshape(-1).tolist()
+
+    def check_length(self, longest: int) -> None:
+        """Makes sure that the longest prompt and its answer fit.
+
+        Raises:
+            InputError: they have more than `longest` tokens.
+        """
+        users = len(self.vocabulary.user_tokens) if self.user_scid else 0
+        header = len(self._before_user) + users + len(self._before_history)
+        needed = header + (self.max_history + 1) * self.vocabulary.item_levels
+        if needed > longest:
+            raise InputError(
+                f"max_history: {self.max_history} items make prompts of {needed} tokens, the model takes {longest}; "
+                "use a shorter history or a longer model"
+            )
 
     def completion(self, item_codes: np.ndarray) -> list[int]:
         """The answer: the tokens of one item. `item_codes` is `(levels,)`."""

@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from align3gr.errors import InputError
 from align3gr.scid.vocabulary import ITEM_FAMILY, USER_FAMILY, SCIDVocabulary, scid_tokens
 
 
@@ -38,16 +39,16 @@ class SCIDTokenizer(TokenizersBackend):
             item_codebook_sizes, user_codebook_sizes: codes at each level; no user tokens if empty.
 
         Raises:
-            ValueError: the base is a slow tokenizer or a `legacy=True` one, whose texts do not survive a round trip.
+            InputError: the base is a slow tokenizer or a `legacy=True` one, whose texts do not survive a round trip.
         """
         if not getattr(base, "is_fast", False):
-            raise ValueError(f"base: {type(base).__name__} is not a fast tokenizer; load it with use_fast=True")
+            raise InputError(f"base: {type(base).__name__} is not a fast tokenizer; load it with use_fast=True")
         if base.init_kwargs.get("legacy"):
-            raise ValueError("base: legacy=True tokenizers do not round-trip added tokens; load it with legacy=False")
+            raise InputError("base: legacy=True tokenizers do not round-trip added tokens; load it with legacy=False")
         special = {name: str(token) for name, token in base.special_tokens_map.items() if isinstance(token, str)}
         special.setdefault("pad_token", special.get("eos_token", ""))
         if not special["pad_token"]:
-            raise ValueError("base: has neither a pad token nor an end-of-sequence token; set one of them")
+            raise InputError("base: has neither a pad token nor an end-of-sequence token; set one of them")
         tokenizer = cls(
             tokenizer_object=Tokenizer.from_str(base.backend_tokenizer.to_str()),
             model_max_length=base.model_max_length,

@@ -1,4 +1,4 @@
-"""The language model that learns to recommend: a small Llama from a config, or any pretrained causal LM."""
+"""The language model that learns to recommend: a small Llama from a config."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from align3gr.errors import InputError
 
 
 @dataclass
@@ -56,7 +58,7 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     Llama has none but in the attention. Hooks leave the model's class and its saved form as they are.
     """
     if not 0 <= probability < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {probability}")
+        raise InputError(f"dropout must lie in [0, 1), got {probability}")
     if probability == 0:
         return
 
