@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from align3gr.encoders import Embeddings, PPMIFactorization, TfidfSVDEncoder
+from align3gr.encoders import Embeddings, PPMIFactorization, SentenceTransformerEncoder, TfidfSVDEncoder
 from align3gr.encoders.collaborative import interaction_matrix, positive_pmi
 from align3gr.errors import InputError
 
@@ -54,3 +54,24 @@ def test_embeddings_are_found_by_id_not_by_row(tmp_path):
         Embeddings.load(path, "item_id", pl.Series(["a", "d"]))
     with pytest.raises(InputError, match="run the embed stage first"):
         Embeddings.load(tmp_path / "none.parquet", "item_id", pl.Series(["a"]))
+
+
+def test_sentence_transformers_encodes_with_a_local_model(tmp_path):
+    pytest.importorskip("sentence_transformers", reason="the 'text' extra is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "red", "shoes", "rice"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, pad_token_id=0
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    encoder = SentenceTransformerEncoder(str(tmp_path), batch_size=2)
+    encoder.fit([])
+    vectors = encoder.encode(["red shoes", "rice", "red shoes", "shoes"])
+    assert vectors.shape == (4, 8) and vectors.dtype == np.float32
+    assert np.allclose(vectors[0], vectors[2], atol=1e-6) and not np.allclose(vectors[0], vectors[1], atol=1e-3)
