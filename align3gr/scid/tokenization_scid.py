@@ -19,8 +19,8 @@ class SCIDTokenizer(TokenizersBackend):
     >>> from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
     >>> base = train_base_tokenizer(["red shoes", "blue shoes"], vocab_size=300)
     >>> tokenizer = SCIDTokenizer.from_base(base, item_codebook_sizes=[4, 4], user_codebook_sizes=[2])
-    >>> tokenizer.tokenize("<i0_3><i1_0> red<u0_1>")
-    ['<i0_3>', '<i1_0>', 'Ġred', '<u0_1>']
+    >>> tokenizer.tokenize("<i0_3><i1_0><u0_1>")
+    ['<i0_3>', '<i1_0>', '<u0_1>']
 
     ```
     """
