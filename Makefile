@@ -12,6 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
+demo: export OMP_NUM_THREADS ?= 1  # the models are too small to gain from more
 demo: $(READY)  ## the whole pipeline on the built-in market, metrics of every stage
 	$(BIN)/align3gr run --config recipes/synthetic/pipeline.yaml
 
