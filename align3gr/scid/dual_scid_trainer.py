@@ -209,7 +209,9 @@ def train_dual_scid(
             callbacks=[] if quantize else [EarlyStoppingCallback(config.patience, config.min_auc_gain)],
         )
         trainer.train()
-        history.log += [{"phase": 2 if quantize else 1, **entry} for entry in trainer.state.log_history]
+        for entry in trainer.state.log_history:  # without the clock: the same training leaves the same report
+            kept = {key: entry[key] for key in ("epoch", "loss", "eval_auc") if key in entry}
+            history.log += [{"phase": 2 if quantize else 1, **kept}] if len(kept) > 1 else []
         history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
     train(quantize=False, epochs=config.alignment_epochs)
