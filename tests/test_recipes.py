@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 
 import numpy as np
 import polars as pl
@@ -97,12 +98,11 @@ def test_the_model_has_learnt_something(smoke_run):
     assert np.mean([e["loss"] for e in log[-2:]]) < log[0]["loss"] - 0.3
 
 
-@pytest.mark.parametrize("config", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_recipe_file_is_accepted_by_its_recipe(config, monkeypatch, tmp_path):
-    if config.stem == "pipeline":
-        pytest.skip("read by `align3gr run`")
-    import runpy
+CONFIGS = [path for path in sorted(ROOT.glob("recipes/*/*.yaml")) if path.stem != "pipeline"]
 
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_file_is_accepted_by_its_recipe(config, monkeypatch, tmp_path):
     seen = []
 
     def record(types, arguments=None):
