@@ -75,7 +75,7 @@ def main() -> None:
                 split.users.select(USER_ID).with_columns(codes_column(user_codes)),
                 prompts,
             ).save_pretrained(work.folder / "model")
-            shutil.rmtree(training.output_dir)
+            shutil.rmtree(training.output_dir, ignore_errors=True)  # not there where no checkpoint was saved
 
 
 if __name__ == "__main__":
