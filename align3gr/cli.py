@@ -21,6 +21,9 @@ _EPILOG = """stages:
   sp_dpo     preference level: progressive self-play Softmax-DPO
   evaluate   full ranking on the test split, beside the baselines
 
+tools:
+  scid-report  what a table of codes is worth: numbers and plots, for any run or published index
+
 `align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
 
 
@@ -43,7 +46,10 @@ def _run(arguments: list[str]) -> int:
     parsed = _parser().parse_args(arguments)
     if parsed.verb == "run":
         return _run_pipeline(parsed)
-    _write_results(parsed.runs, parsed.output)
+    if parsed.verb == "scid-report":
+        _report_codes(parsed)
+    else:
+        _write_results(parsed.runs, parsed.output)
     return 0
 
 
@@ -55,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(recipes=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|<stage>")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|scid-report|<stage>")
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
     run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
@@ -66,6 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
     results.add_argument("--output", required=True, help="Markdown file to write")
+    report = verbs.add_parser("scid-report", help="measure and plot a table of codes")
+    report.add_argument(
+        "--codes", required=True, help="item_codes.parquet of a run, or an index.json of LC-Rec or LETTER"
+    )
+    report.add_argument("--data", help="folder of prepared data, such as runs/yelp/data, for the prefix lift")
+    report.add_argument(
+        "--vectors", help="the items' vectors, such as runs/yelp/embeddings/items.parquet, for the map"
+    )
+    report.add_argument(
+        "--codebook_sizes",
+        nargs="+",
+        type=int,
+        help="codes of each level (default: the largest that occurs, plus one)",
+    )
+    report.add_argument("--output", required=True, help="folder to write to")
     return parser
 
 
@@ -145,6 +166,24 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         Path(output).write_text("\n".join(sections), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {output}: {error.strerror}; choose another file") from error
+
+
+def _report_codes(parsed: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from align3gr.report import write_scid_report
+
+    _, tables = write_scid_report(parsed.codes, parsed.output, parsed.data, parsed.vectors, parsed.codebook_sizes)
+    console = Console()
+    for title, head, rows in tables:
+        table = Table(title=title, title_justify="left")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    print(f"{Path(parsed.output, 'scid-report.md')}")
 
 
 def _versions(manifest: dict) -> str:

@@ -70,6 +70,8 @@ def test_bad_input_ends_in_one_line_that_names_it_and_leaves_nothing(case, tmp_p
         (["embed", "--run_dir", "nowhere"], ["nowhere/data/items.parquet", "not found"]),
         (["sft", "--accelerate_config", "zero9"], ["zero9", "cpu_ddp"]),
         (["results", "nowhere", "--output", "r.md"], ["nowhere/evaluation"]),
+        (["scid-report", "--codes", "no.parquet", "--output", "r"], ["no.parquet: not found"]),
+        (["scid-report", "--output", "r"], ["--codes"]),
     ],
 )
 def test_wrong_options_are_named(arguments, words, tmp_path):
@@ -108,3 +110,13 @@ def test_results_of_runs_become_one_page(smoke_run, tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "results.md").read_text()
     assert f"## {smoke_run.name}" in page and "| SFT |" in page and "200 users" in page and "torch" in page
+
+
+def test_scid_report_prints_and_writes_the_numbers(tmp_path):
+    index = {"1": ["<a_0>", "<b_1>"], "2": ["<a_0>", "<b_1>"], "3": ["<a_2>", "<b_0>"]}
+    (tmp_path / "Shop.index.json").write_text(json.dumps(index))
+    done = align3gr("scid-report", "--codes", tmp_path / "Shop.index.json", "--output", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert "2 (66.7%)" in done.stdout and "perplexity" in done.stdout
+    assert json.loads((tmp_path / "report" / "scid-report.json").read_text())["collisions"]["items"] == 2
+    assert (tmp_path / "report" / "codebook_usage.png").is_file()

@@ -8,10 +8,10 @@ from tests.conftest import ROOT
 
 # A package may import those before it, and itself.
 ORDER = ["errors", "lazy", "data", "encoders", "scid", "decoding", "evaluation", "checkpoints"]
-LAST = ["sft", "dpo", "baselines", "pipeline", "recipe", "cli"]
+LAST = ["sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report"}
 ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
 
 

@@ -5,15 +5,19 @@ a class of its own. Everything that turns codes into ids or back goes through he
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from transformers import PreTrainedTokenizerBase
+
+from align3gr.errors import InputError
 
 ITEM_FAMILY = "i"
 USER_FAMILY = "u"
-_TOKEN = re.compile(r"<([iu])(\d+)_(\d+)>")
+# No leading zeros: <i0_07> is not another spelling of <i0_7>.
+_TOKEN = re.compile(r"<([iu])(0|[1-9][0-9]*)_(0|[1-9][0-9]*)>")
 
 
 def scid_token(family: str, level: int, code: int) -> str:
@@ -24,6 +28,11 @@ def scid_token(family: str, level: int, code: int) -> str:
 def scid_tokens(family: str, codebook_sizes: Sequence[int]) -> list[str]:
     """All tokens of one family, level by level."""
     return [scid_token(family, level, code) for level, size in enumerate(codebook_sizes) for code in range(size)]
+
+
+def find_scid_tokens(tokens: Iterable[str]) -> list[str]:
+    """Those of the given tokens that are SCID tokens."""
+    return [token for token in tokens if _TOKEN.fullmatch(token)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,13 @@ class SCIDVocabulary:
     def item_levels(self) -> int:
         return self.item_tokens.shape[0]
 
+    @property
+    def token_ids(self) -> list[int]:
+        """All SCID token ids, items before users, ascending within each."""
+        return [
+            int(token_id) for table in (self.item_tokens, self.user_tokens) for token_id in np.sort(table[table >= 0])
+        ]
+
     def item_ids(self, codes: np.ndarray) -> np.ndarray:
         """Token ids of item codes. Shape: `(..., levels)` -> `(..., levels)` int64."""
         return _lookup(self.item_tokens, codes, "item")
@@ -84,6 +100,64 @@ class SCIDVocabulary:
         if (self.item_ids(codes) != token_ids).any():
             raise ValueError("token_ids: not all ids are item SCID tokens of their level")
         return codes
+
+
+class SCIDCatalogue:
+    """Which token ids name an item, and which items token ids name.
+
+    Args:
+        vocabulary: where the SCID tokens stand.
+        item_ids: the items, one for each row of `codes`.
+        codes: `(items, levels)` integers, as [`load_codes`] or [`read_code_table`] give them.
+
+    Raises:
+        InputError: an item stands there twice, or there are more or fewer items than codes.
+        ValueError: the codes do not fit the vocabulary.
+
+    ```python
+    >>> import numpy as np
+    >>> from align3gr.scid import SCIDCatalogue, SCIDVocabulary
+    >>> vocabulary = SCIDVocabulary(np.array([[10, 11], [12, 13]]), np.zeros((0, 0), dtype=np.int64))
+    >>> catalogue = SCIDCatalogue(vocabulary, ["B001", "B002"], np.array([[0, 1], [1, 1]]))
+    >>> catalogue.token_ids(["B002"]).tolist()
+    [[11, 13]]
+    >>> catalogue.items([[10, 13], [10, 12]])
+    [['B001'], []]
+
+    ```
+    """
+
+    def __init__(self, vocabulary: SCIDVocabulary, item_ids: Sequence[str] | pl.Series, codes: np.ndarray) -> None:
+        self.vocabulary = vocabulary
+        self._item_ids = list(item_ids)
+        if len(self._item_ids) != len(codes):
+            raise InputError(f"item_ids: got {len(self._item_ids)} for {len(codes)} rows of codes; give one a row")
+        self._row = {item_id: row for row, item_id in enumerate(self._item_ids)}
+        if len(self._row) != len(self._item_ids):
+            twice = next(item_id for row, item_id in enumerate(self._item_ids) if self._row[item_id] != row)
+            raise InputError(f"item_ids: {twice!r} stands there twice; each item has one row of codes")
+        self._tokens = vocabulary.item_ids(codes)
+        self._named: dict[tuple[int, ...], list[str]] = {}
+        for item_id, tokens in zip(self._item_ids, self._tokens.tolist(), strict=True):
+            self._named.setdefault(tuple(tokens), []).append(item_id)
+
+    def token_ids(self, item_ids: Sequence[str]) -> np.ndarray:
+        """The tokens of items. Shape: `(items, levels)` int64.
+
+        Raises:
+            InputError: an item is not in the table.
+        """
+        unknown = next((item_id for item_id in item_ids if item_id not in self._row), None)
+        if unknown is not None:
+            raise InputError(f"item_ids: {unknown!r} is not among the {len(self._row):,} items of the code table")
+        return self._tokens[[self._row[item_id] for item_id in item_ids]]
+
+    def items(self, token_ids: np.ndarray | Sequence[Sequence[int]]) -> list[list[str]]:
+        """The items that each row of token ids names: none, one, or all that share the SCID.
+
+        Shape: `token_ids` `(rows, levels)`.
+        """
+        return [self._named.get(tuple(row), []) for row in np.asarray(token_ids).tolist()]
 
 
 def _token_table(found: dict[tuple[int, int], int]) -> np.ndarray:

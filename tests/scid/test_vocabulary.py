@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from align3gr.scid import PromptBuilder, SCIDTokenizer, SCIDVocabulary, train_base_tokenizer
+from align3gr.errors import InputError
+from align3gr.scid import PromptBuilder, SCIDCatalogue, SCIDTokenizer, SCIDVocabulary, train_base_tokenizer
 
 TEXTS = ["red shoes", "blue shoes", "a green hat with a red feather"] * 5
 
@@ -77,3 +78,20 @@ def test_prompt_without_user_scid(tokenizer):
     only_items = SCIDTokenizer.from_base(train_base_tokenizer(TEXTS, 300), [4], [])
     with pytest.raises(ValueError, match="no user SCID tokens"):
         PromptBuilder(only_items)
+
+
+def test_catalogue_maps_items_to_tokens_and_back(tokenizer):
+    codes = np.array([[3, 0], [0, 2], [3, 0]])
+    catalogue = SCIDCatalogue(tokenizer.scid, ["B1", "B2", "B3"], codes)
+    ids = catalogue.token_ids(["B2", "B1"])
+    assert tokenizer.decode(ids.reshape(-1)) == "<i0_0><i1_2><i0_3><i1_0>"
+    assert tokenizer.scid.item_codes(ids).tolist() == [[0, 2], [3, 0]]
+    # B1 and B3 share an SCID; nobody has <i0_1><i1_1>; tokens in the wrong order name nothing.
+    other = tokenizer.convert_tokens_to_ids(["<i0_1>", "<i1_1>"])
+    assert catalogue.items([*ids.tolist(), other, ids[0].tolist()[::-1]]) == [["B2"], ["B1", "B3"], [], []]
+    with pytest.raises(InputError, match="'B9' is not among the 3 items"):
+        catalogue.token_ids(["B1", "B9"])
+    with pytest.raises(InputError, match="'B1' stands there twice"):
+        SCIDCatalogue(tokenizer.scid, ["B1", "B2", "B1"], codes)
+    with pytest.raises(InputError, match="got 2 for 3 rows"):
+        SCIDCatalogue(tokenizer.scid, ["B1", "B2"], codes)
