@@ -1,39 +1,57 @@
-"""Raw logs -> validated tables, k-core, leave-one-out split. See `prepare.yaml` of any data set."""
+"""Raw logs -> validated tables, k-core, split. See `prepare.yaml` of any data set and docs/data.md."""
 
 from dataclasses import asdict, dataclass, field
 
 from align3gr.data import (
+    FORMATS,
+    LogSource,
     SyntheticMarket,
     SyntheticMarketConfig,
+    find_files,
     leave_one_out,
-    read_lcrec,
-    read_movielens_100k,
-    read_tables,
+    read_log,
+    time_split,
 )
 from align3gr.errors import InputError
 from align3gr.pipeline import stage
 from align3gr.recipe import expand, parse, run_recipe
 
-READERS = {"lcrec": read_lcrec, "movielens-100k": read_movielens_100k, "tables": read_tables}
-
 
 @dataclass
 class PrepareArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; the split appears in its folder data."})
-    format: str = field(
-        metadata={"help": "Layout of the source.", "choices": [*READERS, "synthetic"]},
+    format: str = field(metadata={"help": "Layout of the source.", "choices": [*FORMATS, "synthetic"]})
+    source: str | None = field(
+        default=None,
+        metadata={"help": "Folder (or file, or Hub data set for amazon-2023) of the raw data; none for 'synthetic'."},
     )
-    source: str | None = field(default=None, metadata={"help": "Folder of the raw data; none for 'synthetic'."})
     core: int = field(default=5, metadata={"help": "Users and items with fewer interactions are left out."})
+    duplicates: str = field(
+        default="keep",
+        metadata={"help": "What becomes of repeated (user, item) pairs.", "choices": ["keep", "first", "last"]},
+    )
+    split: str = field(
+        default="leave_one_out", metadata={"help": "What is held out.", "choices": ["leave_one_out", "time"]}
+    )
+    validation_from: str | None = field(
+        default=None, metadata={"help": "Split by time: where train ends (date, timestamp, or share of the log)."}
+    )
+    test_from: str | None = field(default=None, metadata={"help": "Split by time: where validation ends."})
+
+    def __post_init__(self) -> None:
+        for name in ("validation_from", "test_from"):
+            if (getattr(self, name) is None) == (self.split == "time"):
+                raise InputError(f"{name}: {'needed by' if self.split == 'time' else 'applies only to'} split 'time'")
 
 
 def main() -> None:
-    arguments, market = parse([PrepareArguments, SyntheticMarketConfig])
+    arguments, options, market = parse([PrepareArguments, LogSource, SyntheticMarketConfig])
     settings = asdict(arguments)
-    inputs = []
+    del settings["run_dir"]
+    files = None
     if arguments.format == "synthetic":
-        if arguments.source:
-            raise InputError("source: the synthetic market has none; leave it out")
+        if arguments.source or options != LogSource():
+            raise InputError("source: the synthetic market has none; leave it and the options of files out")
         settings["market"] = asdict(market)
     else:
         if not arguments.source:
@@ -41,19 +59,25 @@ def main() -> None:
         if market != SyntheticMarketConfig():
             raise InputError(f"options of the synthetic market do not apply to format '{arguments.format}'")
         source = expand(arguments.source)
-        if not source.is_dir():
-            raise InputError(f"source: {source} is no folder; correct it, or set ALIGN3GR_DATA where it names that")
-        inputs.append(source)
-    del settings["run_dir"]
-    with stage(arguments.run_dir, "prepare", settings, inputs, market.seed) as work:
+        if not source.exists() and arguments.format != "amazon-2023":
+            raise InputError(f"source: {source} does not exist; correct it, or set ALIGN3GR_DATA where it names that")
+        files = find_files(arguments.format, source, options)
+        settings["files"] = asdict(options)
+    with stage(arguments.run_dir, "prepare", settings, files.inputs if files else [], market.seed) as work:
         if work is None:
             return
-        if arguments.format == "synthetic":
+        if files is None:
             tables = SyntheticMarket(market).tables()
             SyntheticMarket(market).save_config(work.folder)
         else:
-            tables = READERS[arguments.format](source)
-        leave_one_out(tables, arguments.core).save(work.folder)
+            tables = read_log(arguments.format, files, options)
+        if arguments.split == "time":
+            moments = (arguments.validation_from, arguments.test_from)
+            split = time_split(tables, *moments, arguments.core, arguments.duplicates)
+        else:
+            split = leave_one_out(tables, arguments.core, arguments.duplicates)
+        del tables
+        split.save(work.folder)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,29 @@
-"""From raw logs to tables: readers, checks, k-core, leave-one-out splits, user profiles, the built-in market."""
+"""From raw logs to tables: readers, checks, k-core, splits, user profiles, the built-in market."""
 
-from align3gr.data.readers import read_lcrec, read_movielens_100k, read_tables
-from align3gr.data.splits import k_core, leave_one_out
+from align3gr.data.formats import FORMATS, find_files, read_log
+from align3gr.data.movielens import read_movielens_1m, read_movielens_100k
+from align3gr.data.readers import read_lcrec, read_tables
+from align3gr.data.source import LogFiles, LogSource
+from align3gr.data.splits import k_core, leave_one_out, time_split
 from align3gr.data.synthetic import SyntheticMarket, SyntheticMarketConfig
 from align3gr.data.tables import EvaluationSet, Split, Tables
 
 __all__ = [
     "EvaluationSet",
+    "FORMATS",
+    "LogFiles",
+    "LogSource",
     "Split",
     "SyntheticMarket",
     "SyntheticMarketConfig",
     "Tables",
+    "find_files",
     "k_core",
     "leave_one_out",
     "read_lcrec",
+    "read_log",
     "read_movielens_100k",
+    "read_movielens_1m",
     "read_tables",
+    "time_split",
 ]

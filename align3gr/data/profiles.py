@@ -4,13 +4,20 @@ A made profile names the topics that set the user's items apart and the latest t
 the item texts (categories, genres) and the words of longer ones, weighed by tf-idf. It never sees a held-out item.
 """
 
+import itertools
+
+import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from align3gr.data.schema import ITEM_ID, ITEMS, PROFILE, TEXT, TITLE, USER_ID
 
 MAX_PHRASE_WORDS = 3
 # A topic that hardly any item shares says nothing beyond the title.
 MIN_ITEMS_OF_TOPIC = 3
+# Both bound the memory: the profiles of one slice of the users are made at a time.
+INTERACTIONS_AT_A_TIME = 200_000
+ITEMS_AT_A_TIME = 20_000
 WORD_PATTERN = r"[\p{L}\p{N}'&/-]+"
 
 
@@ -32,25 +39,11 @@ def with_profiles(
     empty = users.filter(pl.col(PROFILE).str.strip_chars() == "").select(USER_ID)
     if empty.is_empty():
         return users
-    # One row per interaction, with `position` counting from the oldest.
-    pairs = (
-        train.join(empty, on=USER_ID, how="semi", maintain_order="left")
-        .select(USER_ID, pl.col(ITEMS).alias(ITEM_ID))
-        .explode(ITEM_ID, empty_as_null=False)
-        .with_columns(position=pl.int_range(pl.len()).over(USER_ID))
-    )
-    made = (
-        empty.join(_user_topics(pairs, items, num_topics), on=USER_ID, how="left", maintain_order="left")
-        .join(_latest_titles(pairs, items, num_titles), on=USER_ID, how="left", maintain_order="left")
-        .select(
-            USER_ID,
-            pl.concat_str(
-                "Interested in " + pl.col("topics") + ".",
-                "Lately chose " + pl.col("titles") + ".",
-                separator=" ",
-                ignore_nulls=True,
-            ).alias("made"),
-        )
+    histories = train.join(empty, on=USER_ID, how="semi", maintain_order="left").select(USER_ID, ITEMS)
+    topics = _Topics(items)
+    made = pl.concat(
+        _made(histories[start:stop], topics, items, num_topics, num_titles)
+        for start, stop in _slices(histories[ITEMS].list.len().to_numpy(), INTERACTIONS_AT_A_TIME)
     )
     return users.join(made, on=USER_ID, how="left", maintain_order="left").select(
         USER_ID, pl.coalesce("made", PROFILE).alias(PROFILE)
@@ -85,20 +78,87 @@ def item_topics(items: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _user_topics(pairs: pl.DataFrame, items: pl.DataFrame, num_topics: int) -> pl.DataFrame:
-    """user_id, topics ("a, b, c"): the highest tf-idf over the user's interactions, equal ones by the alphabet."""
-    topics = item_topics(items).with_columns(items_of_topic=pl.len().over("topic"))
-    idf = (pl.lit(float(items.height)) / pl.col("items_of_topic")).log()
-    topics = topics.filter(pl.col("items_of_topic") >= MIN_ITEMS_OF_TOPIC).with_columns(idf=idf)
+class _Topics:
+    """Which item has which topic, and how rare each topic is.
+
+    Attributes:
+        names: the topics that enough items share, in alphabetical order.
+        idf: (topics,) float64.
+        matrix: (items, topics) 0 or 1, sparse.
+    """
+
+    def __init__(self, items: pl.DataFrame) -> None:
+        topic_type = pl.Categorical(pl.Categories.random())
+        parts = []
+        for start in range(0, items.height, ITEMS_AT_A_TIME):
+            part = items[start : start + ITEMS_AT_A_TIME]
+            rows = pl.DataFrame({ITEM_ID: part[ITEM_ID]}).with_row_index("row", offset=start)
+            parts.append(
+                item_topics(part)
+                .join(rows, on=ITEM_ID, how="left", maintain_order="left")
+                .select("row", pl.col("topic").cast(topic_type))
+            )
+        pairs = pl.concat(parts) if parts else pl.DataFrame(schema={"row": pl.UInt32, "topic": topic_type})
+        # The index of items, which counts from 0, is the row of the matrix.
+        shared = pairs.group_by("topic").len("items").filter(pl.col("items") >= MIN_ITEMS_OF_TOPIC)
+        shared = shared.with_columns(name=pl.col("topic").cast(pl.String)).sort("name").with_row_index("column")
+        idf = shared.select((pl.lit(float(items.height)) / pl.col("items")).log())
+        pairs = pairs.join(shared.select("topic", "column"), on="topic", how="inner")
+        self.names, self.idf = shared["name"], idf.to_series().to_numpy()
+        ones = np.ones(pairs.height, dtype=np.int32)
+        places = (pairs["row"].to_numpy().astype(np.int64), pairs["column"].to_numpy().astype(np.int64))
+        self.matrix = sp.csr_matrix((ones, places), shape=(items.height, shared.height))
+        self.item_rows = pl.DataFrame({ITEM_ID: items[ITEM_ID]}).with_row_index("item_row")
+
+
+def _slices(lengths: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Consecutive ranges of users that hold about `most` interactions together."""
+    group = np.cumsum(lengths) // most
+    edges = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(lengths)]
+    return list(itertools.pairwise(edges))
+
+
+def _made(
+    histories: pl.DataFrame, topics: _Topics, items: pl.DataFrame, num_topics: int, num_titles: int
+) -> pl.DataFrame:
+    """user_id, made: the profiles of some users, null where there is nothing to say."""
+    # One row per interaction, with `position` counting from the oldest.
+    pairs = (
+        histories.select(USER_ID, pl.col(ITEMS).alias(ITEM_ID))
+        .explode(ITEM_ID, empty_as_null=False)
+        .with_columns(position=pl.int_range(pl.len()).over(USER_ID))
+    )
+    users = histories.select(USER_ID)
     return (
-        pairs.join(topics, on=ITEM_ID, how="inner")
-        .group_by(USER_ID, "topic")
-        .agg(count=pl.len(), idf=pl.col("idf").first())
-        .sort(USER_ID, pl.col("count") * pl.col("idf"), "topic", descending=[False, True, False])
+        users.join(_user_topics(users, pairs, topics, num_topics), on=USER_ID, how="left", maintain_order="left")
+        .join(_latest_titles(pairs, items, num_titles), on=USER_ID, how="left", maintain_order="left")
+        .select(
+            USER_ID,
+            pl.concat_str(
+                "Interested in " + pl.col("topics") + ".",
+                "Lately chose " + pl.col("titles") + ".",
+                separator=" ",
+                ignore_nulls=True,
+            ).alias("made"),
+        )
+    )
+
+
+def _user_topics(users: pl.DataFrame, pairs: pl.DataFrame, topics: _Topics, num_topics: int) -> pl.DataFrame:
+    """user_id, topics ("a, b, c"): the highest tf-idf over the user's interactions, equal ones by the alphabet."""
+    user_rows = pairs.join(users.with_row_index("user_row"), on=USER_ID, how="left", maintain_order="left")["user_row"]
+    item_rows = pairs.join(topics.item_rows, on=ITEM_ID, how="left", maintain_order="left")["item_row"]
+    shape = (users.height, topics.matrix.shape[0])
+    taken = sp.csr_matrix((np.ones(pairs.height, dtype=np.int32), (user_rows.to_numpy(), item_rows.to_numpy())), shape)
+    counts = (taken @ topics.matrix).tocoo()  # (users, topics)
+    order = np.lexsort((counts.col, -counts.data * topics.idf[counts.col], counts.row))
+    rows, columns = counts.row[order], counts.col[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    rows, columns = rows[place < num_topics], columns[place < num_topics]
+    return (
+        pl.DataFrame([users[USER_ID].gather(rows), topics.names.gather(columns).alias("topics")])
         .group_by(USER_ID, maintain_order=True)
-        .head(num_topics)
-        .group_by(USER_ID, maintain_order=True)
-        .agg(topics=pl.col("topic").str.join(", "))
+        .agg(pl.col("topics").str.join(", "))
     )
 
 

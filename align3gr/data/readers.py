@@ -1,4 +1,4 @@
-"""Readers: published data sets, as their authors lay them out, to `Tables`."""
+"""Readers of finished tables: the canonical layout, and that of LC-Rec and LETTER."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from align3gr.data.schema import ITEM_ID, PROFILE, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
+from align3gr.data.lines import existing_file
+from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, TIMESTAMP, TITLE, USER_ID
+from align3gr.data.source import existing_folder
 from align3gr.data.tables import Tables
 from align3gr.errors import InputError
 
@@ -31,7 +33,7 @@ def read_lcrec(folder: str | Path) -> Tables:
         InputError: a file is missing, not UTF-8, not JSON or of another shape; a history is empty or names an item
             that the item file does not have.
     """
-    folder = _existing_folder(folder)
+    folder = existing_folder(folder)
     interactions_path = _only_file(folder, "*.inter.json")
     items_path = interactions_path.with_name(interactions_path.name.removesuffix(".inter.json") + ".item.json")
     catalogue = _lcrec_items(items_path)
@@ -65,37 +67,6 @@ def read_lcrec(folder: str | Path) -> Tables:
     )
 
 
-def read_movielens_100k(folder: str | Path) -> Tables:
-    """Read MovieLens-100k as GroupLens publishes it: u.data, u.item, u.user and u.genre.
-
-    An item's text is title, genres and year; a user's profile is a sentence of age, gender and occupation.
-
-    Raises:
-        InputError: a file is missing, or a line has another number of columns or a value that is not the number it
-            should be; file and line are named.
-    """
-    folder = _existing_folder(folder)
-    genres = _movielens_genres(folder / "u.genre")
-    ratings = _read_lines(folder / "u.data", "\t", 4)
-    numbers = [
-        (_integer(folder / "u.data", line, "rating", row[2]), _integer(folder / "u.data", line, "timestamp", row[3]))
-        for line, row in ratings
-    ]
-    return Tables(
-        interactions=pl.DataFrame(
-            {
-                USER_ID: [row[0] for _, row in ratings],
-                ITEM_ID: [row[1] for _, row in ratings],
-                TIMESTAMP: [timestamp for _, timestamp in numbers],
-                RATING: [float(rating) for rating, _ in numbers],
-            }
-        ),
-        items=_movielens_items(folder / "u.item", genres),
-        users=_movielens_users(folder / "u.user"),
-        source=str(folder),
-    )
-
-
 def _lcrec_items(path: Path) -> pl.DataFrame:
     rows: dict[str, list[str]] = {ITEM_ID: [], TITLE: [], TEXT: []}
     for item, fields in _read_json(path).items():
@@ -111,46 +82,6 @@ def _lcrec_items(path: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={ITEM_ID: pl.String, TITLE: pl.String, TEXT: pl.String})
 
 
-def _movielens_genres(path: Path) -> list[str]:
-    rows = _read_lines(path, "|", 2)
-    indexed = sorted((_integer(path, line, "genre number", row[1]), row[0]) for line, row in rows)
-    if [number for number, _ in indexed] != list(range(len(indexed))):
-        raise InputError(f"{path}: the genre numbers must be 0 to {len(indexed) - 1}, each once")
-    return [name for _, name in indexed]
-
-
-def _movielens_items(path: Path, genres: list[str]) -> pl.DataFrame:
-    rows: dict[str, list[str]] = {ITEM_ID: [], TITLE: [], TEXT: []}
-    for _, row in _read_lines(path, "|", 5 + len(genres)):
-        title, release = row[1].strip(), row[2].strip()
-        # Release is day-month-year; where it is missing the title mostly ends with "(year)".
-        year = release[-4:] or (title[-5:-1] if title.endswith(")") else "")
-        own = [name for name, flag in zip(genres, row[5:], strict=True) if flag == "1"]
-        parts = [title.removesuffix(f"({year})").strip(), ", ".join(own), year]
-        rows[ITEM_ID].append(row[0])
-        rows[TITLE].append(title)
-        rows[TEXT].append(". ".join(filter(None, parts)))
-    return pl.DataFrame(rows, schema={ITEM_ID: pl.String, TITLE: pl.String, TEXT: pl.String})
-
-
-def _movielens_users(path: Path) -> pl.DataFrame:
-    genders = {"M": "man", "F": "woman"}
-    user_ids, profiles = [], []
-    for line, (user, age, gender, occupation, _) in _read_lines(path, "|", 5):
-        if gender not in genders:
-            raise InputError(f"{path}: line {line} has gender {gender!r}, expected M or F")
-        user_ids.append(user)
-        profiles.append(f"A {genders[gender]} of {_integer(path, line, 'age', age)} years, occupation: {occupation}.")
-    return pl.DataFrame({USER_ID: user_ids, PROFILE: profiles}, schema={USER_ID: pl.String, PROFILE: pl.String})
-
-
-def _existing_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder that holds the data set")
-    return folder
-
-
 def _only_file(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
@@ -159,18 +90,16 @@ def _only_file(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _read_text(path: Path, encoding: str) -> str:
+def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding=encoding)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the folder must hold it") from None
+        return existing_file(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_read_text(path, "utf-8"))
+        content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: not valid JSON at line {error.lineno} column {error.colno} ({error.msg}); "
@@ -179,26 +108,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a JSON {type(content).__name__}, expected an object with one entry an id")
     return content
-
-
-def _read_lines(path: Path, separator: str, columns: int) -> list[tuple[int, list[str]]]:
-    """(line number from 1, fields) of each line that is not blank. GroupLens writes latin-1."""
-    rows = []
-    for number, line in enumerate(_read_text(path, "latin-1").split("\n"), start=1):
-        if not line.strip():
-            continue
-        fields = line.rstrip("\r").split(separator)
-        if len(fields) != columns:
-            raise InputError(
-                f"{path}: line {number} has {len(fields)} columns, expected {columns} separated by {separator!r}; "
-                f"correct or remove the line"
-            )
-        rows.append((number, fields))
-    return rows
-
-
-def _integer(path: Path, line: int, name: str, value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise InputError(f"{path}: line {line} has {name} {value!r}, expected a whole number") from None

@@ -23,6 +23,10 @@ PROFILE = "profile"
 ITEMS = "items"
 TIMESTAMPS = "timestamps"
 RATINGS = "ratings"
+FEEDBACKS = "feedbacks"
+
+# Column of reviews.parquet: the place of the interaction in its user's train list, from 0.
+POSITION = "position"
 
 # The paper's three levels of feedback, worst first.
 FEEDBACK_LEVELS = ("disliked", "neutral", "liked")
@@ -37,8 +41,8 @@ def validate_interactions(frame: pl.DataFrame, source: str) -> pl.DataFrame:
         source: what to call the table in an error, usually its path.
 
     Returns:
-        The canonical columns: strings for ids and texts, Int64 timestamps (dates become microseconds), Float64
-        ratings.
+        The canonical columns: strings (or Categorical, where they came so) for ids, strings for texts, Int64
+        timestamps (dates become microseconds), Float64 ratings.
 
     Raises:
         InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
@@ -81,6 +85,8 @@ def require_known(values: pl.Series, known: pl.Series, source: str, known_source
     Raises:
         InputError: names the first row and id that does not.
     """
+    if isinstance(values.dtype, pl.Categorical):
+        known = known.cast(values.dtype)
     unknown = (~values.is_in(known.implode())).arg_true()
     if len(unknown):
         row = unknown[0]
@@ -112,15 +118,17 @@ def _ids(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
     column = frame[name]
     _refuse_nulls(column, source)
     # Floats are refused rather than cast: 7.0 would become another id than 7.
-    if not (column.dtype in (pl.String, pl.Categorical) or column.dtype.is_integer() or column.is_empty()):
+    textual = isinstance(column.dtype, pl.String | pl.Categorical)
+    if not (textual or column.dtype.is_integer() or column.is_empty()):
         raise InputError(
             f"{source}: column {name!r} has type {column.dtype}, expected strings or integers; cast it before saving"
         )
-    column = column.cast(pl.String)
-    if (column == "").any():
-        raise InputError(
-            f"{source}: column {name!r} is the empty string in row {(column == '').arg_true()[0]}; give it an id"
-        )
+    if not isinstance(column.dtype, pl.Categorical):  # codes take less memory; they stay
+        column = column.cast(pl.String)
+    distinct = column.unique().cast(pl.String) if isinstance(column.dtype, pl.Categorical) else column
+    if (distinct == "").any():
+        row = (column.cast(pl.String) == "").arg_true()[0]
+        raise InputError(f"{source}: column {name!r} is the empty string in row {row}; give it an id")
     return column
 
 
@@ -178,6 +186,6 @@ def _texts(frame: pl.DataFrame, name: str, source: str, nulls: bool = False) -> 
     column = frame[name]
     if not nulls:
         _refuse_nulls(column, source)
-    if column.dtype not in (pl.String, pl.Categorical, pl.Null):
+    if not isinstance(column.dtype, pl.String | pl.Categorical | pl.Null):
         raise InputError(f"{source}: column {name!r} has type {column.dtype}, expected strings; cast it before saving")
     return column.cast(pl.String)

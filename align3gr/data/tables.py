@@ -1,10 +1,11 @@
-"""The two shapes that data has here: raw tables, and a leave-one-out split of them.
+"""The two shapes that data has here: raw tables, and a split of them.
 
 Both are folders of Parquet files that can be opened with anything. In numeric code an item is its row number in
 `Split.items` and a user the row number in `Split.users`.
 """
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,20 @@ import numpy as np
 import polars as pl
 
 from align3gr.data import schema
-from align3gr.data.schema import ITEM_ID, ITEMS, RATING, RATINGS, TIMESTAMP, TIMESTAMPS, USER_ID
+from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.data.parquet_files import read_parquet, scan_parquet
+from align3gr.data.schema import (
+    FEEDBACKS,
+    ITEM_ID,
+    ITEMS,
+    POSITION,
+    RATING,
+    RATINGS,
+    REVIEW,
+    TIMESTAMP,
+    TIMESTAMPS,
+    USER_ID,
+)
 from align3gr.errors import InputError
 
 TARGET_SCHEMA = {USER_ID: pl.String, ITEM_ID: pl.String, TIMESTAMP: pl.Int64, RATING: pl.Float64}
@@ -24,41 +38,67 @@ TRAIN_SCHEMA = {
     TIMESTAMPS: pl.List(pl.Int64),
     RATINGS: pl.List(pl.Float64),
 }
+REVIEW_SCHEMA = {USER_ID: pl.String, POSITION: pl.Int64, REVIEW: pl.String}
+MAY_BE_NULL = (RATING, RATINGS, FEEDBACKS)
 
 
 @dataclass
 class Tables:
     """Interactions, items and users as they came, checked.
 
+    A log of millions of lines comes from its reader with Categorical ids, and with items and reviews as lazy tables of
+    temporary files: only what is left after the k-core filter is read.
+
     Attributes:
         interactions: user_id, item_id, timestamp and optionally rating, feedback, review; any order.
-        items: item_id, title, text. Its row order is the order of the catalogue.
+        items: item_id, title, text. Its row order is the order of the catalogue. A lazy table is checked when it is
+            read, and must hold every item of the log.
         users: user_id, profile; or None where nothing is known about the users.
+        source: what to call the tables in an error.
+        reviews: lazy table with the one column review, a row for each of `interactions` in the same order; for logs
+            that hold their reviews outside `interactions`.
+        spool: folder of the temporary files, removed with the tables.
 
     Raises:
         InputError: a table does not fit its schema, or an interaction names an unknown item or user.
     """
 
     interactions: pl.DataFrame
-    items: pl.DataFrame
+    items: pl.DataFrame | pl.LazyFrame
     users: pl.DataFrame | None = None
     source: str = "tables"
+    reviews: pl.LazyFrame | None = None
+    spool: "tempfile.TemporaryDirectory[str] | None" = None
 
     def __post_init__(self) -> None:
         interactions, items, users = (f"{self.source}: {name}" for name in ("interactions", "items", "users"))
         self.interactions = schema.validate_interactions(self.interactions, interactions)
-        self.items = schema.validate_items(self.items, items)
-        schema.require_known(self.interactions[ITEM_ID], self.items[ITEM_ID], interactions, "the items table")
+        if self.reviews is None and REVIEW in self.interactions.columns:
+            self.reviews = self.interactions.select(REVIEW).lazy()
+        if isinstance(self.items, pl.DataFrame):
+            self.items = schema.validate_items(self.items, items)
+            schema.require_known(self.interactions[ITEM_ID], self.items[ITEM_ID], interactions, "the items table")
         if self.users is not None:
             self.users = schema.validate_users(self.users, users)
             schema.require_known(self.interactions[USER_ID], self.users[USER_ID], interactions, "the users table")
+
+    def catalogue(self, item_ids: pl.Series | None = None) -> pl.DataFrame:
+        """The items table in memory: all of it, or the rows of some ids."""
+        items = self.items.lazy()
+        if item_ids is not None:
+            items = items.filter(pl.col(ITEM_ID).is_in(item_ids.implode()))
+        # The streaming engine drops the other rows before it has read the next ones.
+        return items.collect(engine="streaming") if isinstance(self.items, pl.LazyFrame) else items.collect()
 
     def save(self, folder: str | Path) -> None:
         """Write interactions.parquet, items.parquet and, where there are users, users.parquet."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.interactions.write_parquet(folder / "interactions.parquet")
-        self.items.write_parquet(folder / "items.parquet")
+        interactions = self.interactions.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
+        if self.reviews is not None and REVIEW not in interactions.columns:
+            interactions = interactions.with_columns(self.reviews.collect()[REVIEW])
+        interactions.write_parquet(folder / "interactions.parquet")
+        self.catalogue().write_parquet(folder / "items.parquet")
         if self.users is None:
             # A file left by an earlier save would otherwise be loaded as this table's users.
             (folder / "users.parquet").unlink(missing_ok=True)
@@ -83,59 +123,21 @@ class Tables:
 
 
 @dataclass
-class EvaluationSet:
-    """What one pass of leave-one-out asks.
-
-    Attributes:
-        user_rows: (users,) int64 rows of `Split.users`.
-        histories: for each user the indices of all items before the target, oldest first (int64).
-        targets: (users,) int64 item indices.
-        ratings: (users,) float64 rating of the target, NaN where there is none; None if no target has one.
-        max_history: length to which `recent` cuts.
-        num_users: users of the split, asked or not.
-        num_items: items of the catalogue.
-    """
-
-    user_rows: np.ndarray
-    histories: list[np.ndarray]
-    targets: np.ndarray
-    ratings: np.ndarray | None
-    max_history: int
-    num_users: int
-    num_items: int
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def recent(self) -> list[np.ndarray]:
-        """The latest `max_history` items of each history: what a model is shown. Masking uses the whole of it."""
-        return [history[-self.max_history :] for history in self.histories]
-
-    def subset(self, rows: np.ndarray) -> "EvaluationSet":
-        """The questions at `rows` (positions in this set), for evaluation on a sample."""
-        return EvaluationSet(
-            user_rows=self.user_rows[rows],
-            histories=[self.histories[row] for row in rows],
-            targets=self.targets[rows],
-            ratings=None if self.ratings is None else self.ratings[rows],
-            max_history=self.max_history,
-            num_users=self.num_users,
-            num_items=self.num_items,
-        )
-
-
-@dataclass
 class Split:
-    """A leave-one-out split: the folder that every later stage reads.
+    """A split by users or by time: the folder that every later stage reads.
 
     Attributes:
         items: item_id, title, text; the row is the item's index.
         users: user_id, profile; the row is the user's index.
-        train: user_id, items, timestamps, ratings (lists in time order); the same rows as `users`.
+        train: user_id, items, timestamps, ratings and, where the data has feedback, feedbacks ("disliked", "neutral",
+            "liked" or null): lists in time order; the same rows as `users`.
         validation: user_id, item_id, timestamp, rating; at most one row a user.
         test: the same.
         statistics: counts, none of which depends on which user got which target.
+        source: what to call the split in an error.
+        reviews: user_id, position (from 0, in the user's train lists), review, in the order of the log: the reviews of
+            train interactions, as a lazy table because they may exceed memory; None where the data has none.
+        spool: folder of the temporary files behind `reviews`, removed with the split.
 
     Raises:
         InputError: a table has another layout, or names an unknown item or user.
@@ -148,11 +150,14 @@ class Split:
     test: pl.DataFrame
     statistics: dict[str, Any] = field(default_factory=dict)
     source: str = "split"
+    reviews: pl.LazyFrame | None = None
+    spool: "tempfile.TemporaryDirectory[str] | None" = None
 
     def __post_init__(self) -> None:
         self.items = schema.validate_items(self.items, f"{self.source}: items")
         self.users = schema.validate_users(self.users, f"{self.source}: users")
-        self.train = _with_schema(self.train, TRAIN_SCHEMA, f"{self.source}: train")
+        columns = TRAIN_SCHEMA | ({FEEDBACKS: pl.List(pl.String)} if FEEDBACKS in self.train.columns else {})
+        self.train = _with_schema(self.train, columns, f"{self.source}: train")
         if not self.train[USER_ID].equals(self.users[USER_ID]):
             raise InputError(
                 f"{self.source}: train and users must hold the same {USER_ID} in the same order; prepare again"
@@ -167,6 +172,11 @@ class Split:
             if targets[USER_ID].is_duplicated().any():
                 raise InputError(f"{source}: a {USER_ID} stands there twice, expected one target a user")
             setattr(self, name, targets)
+        if self.reviews is not None and self.reviews.collect_schema() != REVIEW_SCHEMA:
+            raise InputError(
+                f"{self.source}: reviews has columns {dict(self.reviews.collect_schema())}, expected {REVIEW_SCHEMA}; "
+                f"prepare again"
+            )
 
     @cached_property
     def item_index(self) -> dict[str, int]:
@@ -209,11 +219,18 @@ class Split:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write items, users, train, validation and test as Parquet, and statistics.json last."""
+        """Write items, users, train, validation, test and, where there are some, reviews as Parquet, and
+        statistics.json last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("items", "users", "train", "validation", "test"):
             getattr(self, name).write_parquet(folder / f"{name}.parquet")
+        if self.reviews is None:
+            (folder / "reviews.parquet").unlink(missing_ok=True)
+        else:
+            # Renamed when it is whole: the table may be a view of the very file that it replaces.
+            self.reviews.sink_parquet(folder / "reviews.parquet.tmp")
+            (folder / "reviews.parquet.tmp").replace(folder / "reviews.parquet")
         (folder / "statistics.json").write_text(json.dumps(self.statistics, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -224,9 +241,8 @@ class Split:
             InputError: the folder or a file is missing or unreadable, or a table has another layout.
         """
         folder = Path(folder)
-        frames = {
-            name: read_parquet(folder, f"{name}.parquet") for name in ("items", "users", "train", "validation", "test")
-        }
+        names = ("items", "users", "train", "validation", "test")
+        items, users, train, validation, test = (read_parquet(folder, f"{name}.parquet") for name in names)
         statistics = folder / "statistics.json"
         try:
             counts = json.loads(statistics.read_text(encoding="utf-8"))
@@ -234,28 +250,23 @@ class Split:
             raise InputError(f"{statistics}: no such file, the folder is incomplete; prepare the data again") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{statistics}: not JSON ({error}); prepare the data again") from None
-        return cls(**frames, statistics=counts, source=str(folder))
+        reviews = folder / "reviews.parquet"
+        return cls(
+            items=items,
+            users=users,
+            train=train,
+            validation=validation,
+            test=test,
+            statistics=counts,
+            source=str(folder),
+            reviews=scan_parquet(reviews) if reviews.exists() else None,
+        )
 
     def _user_rows(self, targets: pl.DataFrame) -> np.ndarray:
         return _rows(targets[USER_ID], self.users[USER_ID])
 
     def _item_rows(self, targets: pl.DataFrame) -> np.ndarray:
         return _rows(targets[ITEM_ID], self.items[ITEM_ID])
-
-
-def read_parquet(folder: Path, name: str) -> pl.DataFrame:
-    """One Parquet file of a folder; `InputError` where folder or file is missing or the file is not Parquet."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder that holds {name}")
-    path = folder / name
-    if not path.exists():
-        present = sorted(entry.name for entry in folder.iterdir())[:8]
-        raise InputError(f"{folder}: {name} is missing, the folder holds {present}; give a folder that has it")
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.ComputeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable Parquet file ({reason}); write it again") from None
 
 
 def _rows(values: pl.Series, order: pl.Series) -> np.ndarray:
@@ -272,6 +283,6 @@ def _with_schema(frame: pl.DataFrame, expected: dict[str, Any], source: str) -> 
         # A column with nothing in it has the type Null (or a list of it), which any type can take.
         if frame[name].dtype not in (dtype, pl.Null, pl.List(pl.Null)):
             raise InputError(f"{source}: column {name!r} has type {frame[name].dtype}, expected {dtype}")
-        if name not in (RATING, RATINGS) and frame[name].null_count():
+        if name not in MAY_BE_NULL and frame[name].null_count():
             raise InputError(f"{source}: column {name!r} has {frame[name].null_count():,} nulls, expected none")
     return frame.select(pl.col(name).cast(dtype) for name, dtype in expected.items())

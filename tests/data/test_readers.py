@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from align3gr.data.readers import read_lcrec, read_movielens_100k, read_tables
+from align3gr.data.movielens import read_movielens_100k
+from align3gr.data.readers import read_lcrec, read_tables
 from align3gr.data.splits import leave_one_out
 from align3gr.errors import InputError
 
