@@ -1,67 +1,71 @@
 """Frozen encoders: semantic vectors from texts, collaborative vectors from the train split."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, USER_ID
-from align3gr.encoders import Embeddings, PPMIFactorization, SentenceTransformerEncoder, TfidfSVDEncoder
-from align3gr.errors import InputError
+from align3gr.encoders import Embeddings, EncoderSettings, collaborative_encoder, load_vectors, text_encoder
 from align3gr.pipeline import stage, stage_folder
-from align3gr.recipe import parse, run_recipe
+from align3gr.recipe import expand, parse, run_recipe
 
 
 @dataclass
 class EmbedArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; the vectors appear in its folder embeddings."})
-    semantic: str = field(
-        default="tfidf",
-        metadata={"help": "Encoder of texts.", "choices": ["tfidf", "sentence-transformers", "none"]},
-    )
-    semantic_model: str = field(
-        default="sentence-transformers/sentence-t5-base",
-        metadata={"help": "Hub id or path of the sentence-transformers model."},
-    )
-    semantic_dim: int = field(default=128, metadata={"help": "Width of the TF-IDF + SVD vectors."})
-    collaborative_dim: int = field(
-        default=64, metadata={"help": "Width of the collaborative vectors; 0 leaves them out."}
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of both factorisations."})
+
+
+def embed(encoders: EncoderSettings, split: Split, folder: Path) -> tuple[Embeddings, Embeddings, dict[str, Any]]:
+    """Vectors of items and users, and the report; the encoders are saved beside them."""
+    items, users = Embeddings(), Embeddings()
+    report: dict[str, Any] = {}
+    texts, sequences = split.items[TEXT].to_list(), split.train_sequences()
+    if encoders.semantic in ("tfidf", "sentence-transformers"):
+        semantic = text_encoder(encoders)
+        semantic.fit(texts)
+        items.semantic, users.semantic = semantic.encode(texts), semantic.encode(split.users[PROFILE].to_list())
+        semantic.save(folder / "semantic_encoder")
+    if encoders.collaborative not in ("column", "none"):
+        collaborative = collaborative_encoder(encoders)
+        collaborative.fit(sequences, len(split.items))
+        items.collaborative, users.collaborative = collaborative.item_vectors, collaborative.encode_users(sequences)
+        collaborative.save(folder / "collaborative_encoder")
+        if auc := getattr(collaborative, "auc", None):
+            report["auc"] = auc
+    chosen = [kind for kind in ("semantic", "collaborative") if getattr(encoders, kind) == "column"]
+    for kind in chosen:
+        # A table with both kinds names them.
+        columns = (kind, "vector") if len(chosen) == 1 else (kind,)
+        setattr(items, kind, load_vectors(expand(encoders.item_vectors), ITEM_ID, split.items[ITEM_ID], columns))
+        setattr(users, kind, load_vectors(expand(encoders.user_vectors), USER_ID, split.users[USER_ID], columns))
+    for kind in ("semantic", "collaborative"):
+        for name, table in (("items", items), ("users", users)):
+            if (vectors := getattr(table, kind)) is not None:
+                report[f"{kind}_{name}"] = {"dim": vectors.shape[1], "zero": int((~vectors.any(1)).sum())}
+    return items, users, report
 
 
 def main() -> None:
-    (arguments,) = parse([EmbedArguments])
-    if arguments.semantic == "none" and not arguments.collaborative_dim:
-        raise InputError("semantic: 'none' with collaborative_dim 0 leaves no features; keep one of them")
+    arguments, encoders = parse([EmbedArguments, EncoderSettings])
     data = stage_folder(arguments.run_dir, "prepare")
     # The split's targets are no input: nothing here may depend on them.
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
-    settings = asdict(arguments)
-    del settings["run_dir"]
-    for name, encoder in (("semantic_dim", "tfidf"), ("semantic_model", "sentence-transformers")):
-        if arguments.semantic != encoder and settings.pop(name) != getattr(EmbedArguments, name):
-            raise InputError(f"{name}: applies to semantic '{encoder}' only, got semantic '{arguments.semantic}'")
-    if arguments.semantic == "sentence-transformers" and Path(arguments.semantic_model).is_dir():
-        inputs.append(Path(arguments.semantic_model))
-    with stage(arguments.run_dir, "embed", settings, inputs, arguments.seed) as work:
+    # What leaves the vectors as they are is no setting; a changed file is seen by its content, not by its name.
+    no_settings = ("num_processes", "batch_size", "cache", "item_vectors", "user_vectors")
+    settings = {k: v for k, v in asdict(encoders).items() if k not in no_settings and encoders.uses(k)}
+    if encoders.semantic == "sentence-transformers" and expand(encoders.semantic_model).is_dir():
+        inputs.append(expand(encoders.semantic_model))
+    inputs += [expand(path) for path in (encoders.item_vectors, encoders.user_vectors) if path]
+    with stage(arguments.run_dir, "embed", settings, inputs, encoders.seed) as work:
         if work is None:
             return
         split = Split.load(data)
-        items, users = Embeddings(), Embeddings()
-        if arguments.semantic != "none":
-            if arguments.semantic == "tfidf":
-                encoder = TfidfSVDEncoder(arguments.semantic_dim, seed=arguments.seed)
-            else:
-                encoder = SentenceTransformerEncoder(arguments.semantic_model)
-            texts = split.items[TEXT].to_list()
-            encoder.fit(texts)
-            items.semantic = encoder.encode(texts)
-            users.semantic = encoder.encode(split.users[PROFILE].to_list())
-        if arguments.collaborative_dim:
-            factorization = PPMIFactorization(arguments.collaborative_dim, arguments.seed)
-            items.collaborative, users.collaborative = factorization.fit(split.train_sequences(), len(split.items))
+        items, users, report = embed(encoders, split, work.folder)
         items.save(work.folder / "items.parquet", ITEM_ID, split.items[ITEM_ID])
         users.save(work.folder / "users.parquet", USER_ID, split.users[USER_ID])
+        (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from align3gr.encoders import DINEncoder, DINTrainingConfig, load_collaborative_encoder
+from align3gr.encoders.histories import Histories, auc_of_true_items
+from align3gr.errors import InputError
+
+
+def kinds(users: int, seed: int) -> list[np.ndarray]:
+    """Histories over 40 items of four kinds; each user keeps to one."""
+    rng = np.random.default_rng(seed)
+    return [4 * rng.integers(10, size=rng.integers(3, 9)) + rng.integers(4) for _ in range(users)]
+
+
+def two_interests(users: int, seed: int) -> list[np.ndarray]:
+    """Eight items of each of two kinds; all that comes next shares the kind of one of the two."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(users):
+        two = rng.choice(6, 2, replace=False)
+        sequences.append(6 * rng.integers(8, size=10) + two[rng.integers(2, size=10)])
+    return sequences
+
+
+SCHEDULE = DINTrainingConfig(learning_rate=1e-2, batch_size=128, epochs=4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DINEncoder:
+    encoder = DINEncoder(8, SCHEDULE)
+    encoder.fit(kinds(300, 0), 42)
+    return encoder
+
+
+def test_training_learns_which_items_go_together(encoder):
+    assert encoder.auc[0] < max(encoder.auc) and max(encoder.auc) > 0.8
+    vectors = encoder.item_vectors
+    assert vectors.shape == (42, 8) and vectors.dtype == np.float32
+    unit = vectors[:40] / np.linalg.norm(vectors[:40], axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    kind = np.arange(40) % 4
+    same = (kind[:, None] == kind) & ~np.eye(40, dtype=bool)
+    assert similarity[same].mean() > similarity[kind[:, None] != kind].mean() + 0.2
+
+
+def test_the_best_epoch_is_kept(encoder):
+    sequences = kinds(300, 0)
+    histories = Histories(sequences, 42)
+    last = histories.starts[1:] - 1
+    negatives = histories.negatives(histories.user_of[last], 20, np.random.default_rng(SCHEDULE.seed))
+    targets = np.concatenate([histories.items[last][:, None], negatives], axis=1)
+    with torch.no_grad():
+        logits = encoder.model(histories.before(histories.user_of[last], last), torch.from_numpy(targets)).logits
+    assert auc_of_true_items(logits.numpy()) == pytest.approx(max(encoder.auc), abs=1e-6)
+
+
+def test_unknown_items_and_users_get_the_zero_vector(encoder):
+    assert not encoder.item_vectors[40:].any() and encoder.item_vectors[:40].any(1).all()
+    empty = np.array([], dtype=np.int64)
+    users = encoder.encode_users([np.array([1, 5]), empty, np.array([40, 41]), np.array([40, 1, 41, 5])])
+    assert users.shape == (4, 8) and users[0].any() and not users[1:3].any()
+    assert np.allclose(users[3], users[0])  # items without a vector say nothing
+    assert encoder.encode_users([]).shape == (0, 8)
+
+
+def test_the_same_seed_gives_the_same_vectors_and_a_saved_encoder_too(encoder, tmp_path):
+    again = DINEncoder(8, SCHEDULE)
+    again.fit(kinds(300, 0), 42)
+    assert np.array_equal(again.item_vectors, encoder.item_vectors) and again.auc == encoder.auc
+    encoder.save(tmp_path)
+    loaded = load_collaborative_encoder(tmp_path)
+    later = kinds(20, 5)
+    assert np.array_equal(loaded.item_vectors, encoder.item_vectors)
+    assert np.allclose(loaded.encode_users(later), encoder.encode_users(later), atol=1e-6)
+    assert loaded.auc == encoder.auc
+
+
+def test_too_short_histories_are_refused():
+    with pytest.raises(InputError, match="no user has three interactions"):
+        DINEncoder(8).fit([np.array([0, 1])] * 5, 3)
+    with pytest.raises(InputError, match="epochs: got 0, expected 1 or more"):
+        DINTrainingConfig(epochs=0)
