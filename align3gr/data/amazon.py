@@ -250,7 +250,7 @@ def _from_hub(repository: str, options: LogSource) -> LogFiles:
     the script names are fetched instead, and stay in the Hub's cache.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if not options.category:
         raise InputError(f"category: needed to read the Hub data set {repository}, such as Musical_Instruments")
@@ -261,9 +261,9 @@ def _from_hub(repository: str, options: LogSource) -> LogFiles:
     for name in names:
         try:
             paths.append(Path(hf_hub_download(repository, name, repo_type="dataset")))
-        except EntryNotFoundError:
-            raise InputError(f"{repository}: has no file {name}; correct category") from None
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                raise InputError(f"{repository}: has no file {name}; correct category") from None
             raise InputError(
                 f"{repository}: neither a folder here nor a data set that can be fetched from the Hub "
                 f"({' '.join(str(error).split())[:160]}); the data set's name there is {AMAZON_HUB}"

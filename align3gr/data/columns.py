@@ -79,10 +79,16 @@ def read_columns(kind: str, files: LogFiles, options: LogSource) -> Tables:
     """
     log = InteractionLog(files.source)
     mapping = options.mapping("columns")
+    found: list[str] = []
     for path in _files(files.interactions, kind):
         constant = _partition(path.relative_to(files.interactions))
         names = [*_column_names(path, kind), *constant]
         chosen = _chosen(path, names, mapping, (USER_ID, ITEM_ID, TIMESTAMP), (RATING, FEEDBACK, REVIEW), "columns")
+        if found and found != list(chosen):
+            raise InputError(
+                f"{path}: has columns for {list(chosen)}, the files before it for {found}; write it again"
+            )
+        found = list(chosen)
         times = TimestampColumn(path, chosen[TIMESTAMP][0])
         for place, frame in _chunks(path, kind, chosen, constant):
             log.add(_interactions(path, place, frame, chosen, times))

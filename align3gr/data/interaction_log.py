@@ -55,7 +55,7 @@ class InteractionLog:
         """Append rows: user_id and item_id (strings), timestamp (integers), and optionally rating, feedback, review.
         Every chunk has the same columns."""
         if REVIEW in chunk.columns:
-            table = chunk.select(REVIEW).to_arrow()
+            table = chunk.select(pl.col(REVIEW).cast(pl.String)).to_arrow()
             if self._reviews is None:
                 self._reviews = pq.ParquetWriter(self._path("reviews"), table.schema, compression="zstd")
             self._reviews.write_table(table)

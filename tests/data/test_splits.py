@@ -2,12 +2,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from align3gr.data.splits import k_core, leave_one_out
+from align3gr.data.splits import k_core, leave_one_out, time_split
 from align3gr.data.synthetic import SyntheticMarket, SyntheticMarketConfig
 from align3gr.data.tables import Split, Tables
 from align3gr.errors import InputError
 
-TRAIN_ONLY = ("items.parquet", "users.parquet", "train.parquet", "statistics.json")
+TRAIN_ONLY = ("items.parquet", "users.parquet", "train.parquet", "reviews.parquet", "statistics.json")
 
 
 def make_tables(rows, users=None):
@@ -82,6 +82,128 @@ def test_an_empty_core_is_an_error():
         leave_one_out(make_tables([("u", item, time) for time, item in enumerate("abc")]))
     with pytest.raises(InputError, match="k: got -1"):
         k_core(make_tables([("u", "a", 1)]).interactions, -1)
+
+
+REPEATS = [("u", "a", 1), ("u", "b", 2), ("u", "a", 3), ("u", "c", 4), ("u", "d", 5), ("u", "b", 6)]
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "train", "targets"),
+    [("keep", ["a", "b", "a", "c"], ["d", "b"]), ("first", ["a", "b"], ["c", "d"]), ("last", ["a", "c"], ["d", "b"])],
+)
+def test_repeated_pairs(duplicates, train, targets):
+    split = leave_one_out(make_tables(REPEATS), 0, duplicates)
+    assert split.train["items"].to_list() == [train]
+    assert [split.validation["item_id"][0], split.test["item_id"][0]] == targets
+    assert split.statistics.get("removed_duplicates") == (None if duplicates == "keep" else 2)
+
+
+def test_repeats_leave_before_they_are_counted():
+    # Without its repeat u has two interactions, and a one.
+    rows = [("u", "a", 1), ("u", "a", 2), ("u", "b", 3), ("v", "b", 1), ("v", "c", 2), ("v", "d", 3)]
+    assert leave_one_out(make_tables(rows), 1, "first").statistics["interactions"] == 5
+    with pytest.raises(InputError, match="none of 6 interactions is in the 2-core"):
+        leave_one_out(make_tables(rows), 2, "first")
+    assert k_core(make_tables(rows[:3] + rows[2:3]).interactions, 2).height == 4
+    with pytest.raises(InputError, match="duplicates: got 'none', choose from keep, first, last"):
+        leave_one_out(make_tables(rows), 1, "none")
+
+
+def test_feedback_and_reviews_go_with_the_train_interactions():
+    interactions = pl.DataFrame(
+        {
+            "user_id": ["v", "u", "u", "v", "u", "v", "u"],
+            "item_id": ["a", "c", "b", "b", "a", "c", "d"],
+            "timestamp": [1, 3, 2, 2, 1, 3, 4],
+            "feedback": ["liked", "neutral", None, None, "disliked", "liked", None],
+            "review": ["va", "uc", "ub", "vb", "", "vc", "ud"],
+        }
+    )
+    items = pl.DataFrame({"item_id": list("abcd"), "title": list("abcd"), "text": list("abcd")})
+    split = leave_one_out(Tables(interactions, items), min_interactions=1)
+    # u: a b | c | d   v: a | b | c
+    assert split.train.select("user_id", "feedbacks").rows() == [("u", ["disliked", None]), ("v", ["liked"])]
+    assert split.reviews.collect().rows() == [("v", 0, "va"), ("u", 1, "ub")]
+    plain = leave_one_out(Tables(interactions.drop("feedback", "review"), items), min_interactions=1)
+    assert plain.reviews is None and "feedbacks" not in plain.train.columns
+    assert plain.train.equals(split.train.drop("feedbacks"))
+
+
+# Train ends at 10, validation at 20.
+TIMES = [
+    ("u", "a", 1), ("u", "b", 9), ("u", "c", 10), ("u", "a", 11), ("u", "b", 25), ("u", "a", 30),
+    ("v", "a", 2), ("v", "b", 20), ("w", "b", 3), ("x", "a", 12), ("w", "d", 15), ("w", "c", 16), ("v", "c", 4),
+]  # fmt: skip
+
+
+def test_a_split_by_time():
+    split = time_split(make_tables(TIMES), 10, 20, min_interactions=1)
+    # x has nothing before 10; d is not there before 10, so w's first known item of the period is c.
+    assert split.train.select("user_id", "items").rows() == [("u", ["a", "b"]), ("v", ["a", "c"]), ("w", ["b"])]
+    assert split.validation.select("user_id", "item_id", "timestamp").rows() == [("u", "c", 10), ("w", "c", 16)]
+    assert split.test.select("user_id", "item_id", "timestamp").rows() == [("u", "b", 25), ("v", "b", 20)]
+    assert split.items["item_id"].to_list() == ["a", "b", "c"]
+    expected = {"validation_from": 10, "test_from": 20, "unused_interactions": 2, "removed_interactions": 2}
+    assert {name: split.statistics[name] for name in expected} == expected
+    assert split.statistics["train_interactions"] == 5 and split.statistics["interactions"] == 9
+    assert [history.tolist() for history in split.histories("test").histories] == [[0, 1, 2], [0, 2]]
+
+
+def test_the_whole_catalogue_makes_later_items_targets():
+    split = time_split(make_tables(TIMES), 10, 20, min_interactions=0)
+    assert split.validation.select("user_id", "item_id").rows() == [("u", "c"), ("w", "d")]
+    assert split.items["item_id"].to_list() == ["a", "b", "c", "d"]
+
+
+def test_the_core_of_a_split_by_time_is_that_of_its_train():
+    # Train is ua ub va vc wb. c has one, without it v has one, and so on: nothing is left, whatever comes later.
+    with pytest.raises(InputError, match="none of 13 interactions is in the 2-core"):
+        time_split(make_tables(TIMES), 10, 20, min_interactions=2)
+    split = time_split(make_tables([*TIMES, ("v", "b", 5)]), 10, 20, min_interactions=2)
+    assert split.train.select("user_id", "items").rows() == [("u", ["a", "b"]), ("v", ["a", "b"])]
+    assert split.validation.select("user_id", "item_id").rows() == [("u", "a")]
+
+
+def test_moments_may_be_shares_and_dates():
+    day = 86_400
+    rows = [("u", item, start + day * place) for start in (0,) for place, item in enumerate("abcde")]
+    for moments in ((0.6, 0.8), ("0.6", "0.8"), (3 * day, 4 * day), ("1970-01-04", "1970-01-05T00:00:00+00:00")):
+        split = time_split(make_tables(rows), *moments, min_interactions=1)
+        assert split.train["items"].to_list() == [["a", "b", "c"]], moments
+        # d and e occur only later; with them in the catalogue they are the targets.
+        split = time_split(make_tables(rows), *moments, min_interactions=0)
+        assert (split.validation["item_id"][0], split.test["item_id"][0]) == ("d", "e")
+
+
+@pytest.mark.parametrize(
+    ("moments", "duplicates", "words"),
+    [
+        (("soon", 20), "keep", "validation_from: got 'soon', expected a date such as 2018-07-01"),
+        ((10, 1.5), "keep", "test_from: got 1.5, expected a share between 0 and 1"),
+        ((20, 10), "keep", "test_from: 10 is timestamp 10, expected one after validation_from (20)"),
+        ((10, 20), "last", "duplicates: 'last' lets later interactions remove train ones"),
+    ],
+)
+def test_bad_moments_are_refused(moments, duplicates, words):
+    with pytest.raises(InputError) as error:
+        time_split(make_tables(TIMES), *moments, min_interactions=1, duplicates=duplicates)
+    assert words in str(error.value)
+
+
+def test_nothing_but_the_targets_changes_with_the_targets_of_a_split_by_time(tmp_path):
+    tables = SyntheticMarket(SyntheticMarketConfig(num_users=120, num_items=300, seed=3)).tables()
+    before = time_split(tables, 0.7, 0.85, min_interactions=3)
+    assert before.items.height < 300 and before.test.height > 50
+    later = (tables.interactions["timestamp"] >= before.statistics["validation_from"]).to_numpy()
+    items = tables.interactions["item_id"].to_numpy().copy()
+    items[later] = np.random.default_rng(0).permutation(items[later])
+    changed = Tables(tables.interactions.with_columns(item_id=pl.Series(items)), tables.items, tables.users)
+    after = time_split(changed, 0.7, 0.85, min_interactions=3)
+    before.save(tmp_path / "before")
+    after.save(tmp_path / "after")
+    for name in ("items.parquet", "users.parquet", "train.parquet", "reviews.parquet"):
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
+    assert not before.test.equals(after.test)
 
 
 @pytest.mark.parametrize("from_end", [1, 2], ids=["test", "validation"])

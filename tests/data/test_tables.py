@@ -2,6 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from align3gr.data.interaction_log import InteractionLog
 from align3gr.data.tables import Split, Tables
 from align3gr.errors import InputError
 
@@ -142,3 +143,44 @@ def test_an_incomplete_split_folder_is_refused(split, tmp_path):
     (tmp_path / "test.parquet").unlink()
     with pytest.raises(InputError, match=r"test\.parquet is missing"):
         Split.load(tmp_path)
+
+
+def test_reviews_and_feedback_survive_a_folder_and_stay_lazy(split, tmp_path):
+    train = split.train.with_columns(feedbacks=pl.Series([[None], ["liked", "disliked"], ["neutral"]]))
+    reviews = pl.DataFrame({"user_id": ["u"], "position": [1], "review": ["Nice"]}).lazy()
+    parts = {name: getattr(split, name) for name in ("items", "users", "validation", "test")}
+    Split(train=train, reviews=reviews, **parts).save(tmp_path)
+    loaded = Split.load(tmp_path)
+    assert loaded.train["feedbacks"].to_list() == [[None], ["liked", "disliked"], ["neutral"]]
+    assert loaded.reviews.collect().rows() == [("u", 1, "Nice")]
+    # Saved over the file that it is a view of.
+    loaded.save(tmp_path)
+    assert Split.load(tmp_path).reviews.collect().rows() == [("u", 1, "Nice")]
+    split.save(tmp_path)
+    assert Split.load(tmp_path).reviews is None and not (tmp_path / "reviews.parquet").exists()
+
+
+def test_reviews_that_do_not_fit_are_refused(split, tmp_path):
+    parts = {name: getattr(split, name) for name in ("items", "users", "train", "validation", "test")}
+    with pytest.raises(InputError, match="reviews has columns"):
+        Split(reviews=pl.LazyFrame({"user_id": ["u"], "review": ["x"]}), **parts)
+    split.save(tmp_path)
+    (tmp_path / "reviews.parquet").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"reviews\.parquet: not a readable Parquet file"):
+        Split.load(tmp_path)
+
+
+def test_tables_of_a_log_save_as_plain_ones(tmp_path):
+    log = InteractionLog("log")
+    log.add(pl.DataFrame({"user_id": ["u"], "item_id": ["b"], "timestamp": [1], "review": ["good"]}))
+    log.add(pl.DataFrame({"user_id": ["v"], "item_id": ["a"], "timestamp": [2], "review": [None]}))
+    log.tables([("b", "B", "Bee"), ("a", "A", "Ay"), ("c", "C", "Sea")]).save(tmp_path)
+    loaded = Tables.load(tmp_path)
+    assert loaded.interactions.schema == {
+        "user_id": pl.String,
+        "item_id": pl.String,
+        "timestamp": pl.Int64,
+        "review": pl.String,
+    }
+    assert loaded.interactions.rows() == [("u", "b", 1, "good"), ("v", "a", 2, None)]
+    assert loaded.items.rows() == [("b", "B", "Bee"), ("a", "A", "Ay")]
