@@ -120,10 +120,12 @@ def test_a_model_narrower_than_the_codes_and_bf16(base, tokenizer):
     model = make("llama", len(base), False).to(torch.bfloat16)
     old = model.get_input_embeddings().weight.detach().clone()
     books = {"item": [torch.randn(16, 96), torch.randn(16, 96)]}
-    ids = resize_scid_embeddings(model, tokenizer, "codebook", codebooks=books)
+    ids = resize_scid_embeddings(model, tokenizer, "codebook", codebooks=books, noise=0)
     now = model.get_input_embeddings().weight.detach()
     assert now.dtype == torch.bfloat16 and torch.equal(now[: len(base)], old)
-    assert 0.7 < now[ids].float().norm(dim=1).mean() / old.float().norm(dim=1).mean() < 1.4
+    # Half of the 96 dimensions are lost, the usual length is not.
+    mean, spread = old.float().mean(0), old.float().std(0).norm().item()
+    assert 0.85 < (now[ids[:32]].float() - mean).norm(dim=1).median().item() / spread < 1.15
 
 
 def test_spare_rows_are_used_and_rows_are_padded(base, tokenizer):

@@ -138,6 +138,21 @@ def test_the_saved_folder_is_an_ordinary_one(pair, kind, tmp_path):
     assert again.scid.token_ids == tokenizer.scid.token_ids
 
 
+def test_a_folder_of_a_qwen2_model_opens_as_qwen2_whatever_it_holds(tmp_path):
+    """transformers overrules the folder for a few model types: SCIDs stay, plain text is split otherwise.
+
+    docs/tokenizer.md warns of it; when this fails, the warning can go.
+    """
+    tokenizer = SCIDTokenizer.from_base(BASES["llama-2"](), [4, 4], [2])
+    tokenizer.save_pretrained(tmp_path)
+    for model_type, same in (("llama", True), ("phi3", True), ("qwen2", False), ("qwen3_5", False)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        opened = AutoTokenizer.from_pretrained(tmp_path)
+        scids, text = "<u0_1><i0_3><i1_0>", "red shoes"
+        assert opened.tokenize(scids) == tokenizer.tokenize(scids)
+        assert (opened.tokenize(text) == tokenizer.tokenize(text)) == same, model_type
+
+
 WITHOUT = """
 import json, sys
 
