@@ -1,6 +1,7 @@
 """Raw logs -> validated tables, k-core, split. See `prepare.yaml` of any data set and docs/data.md."""
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from align3gr.data import (
     FORMATS,
@@ -67,17 +68,15 @@ def main() -> None:
         if work is None:
             return
         if files is None:
-            tables = SyntheticMarket(market).tables()
             SyntheticMarket(market).save_config(work.folder)
-        else:
-            tables = read_log(arguments.format, files, options)
+        # The tables have no name here: a large log is freed by the split as soon as it can be.
+        split = partial(leave_one_out, min_interactions=arguments.core, duplicates=arguments.duplicates)
         if arguments.split == "time":
-            moments = (arguments.validation_from, arguments.test_from)
-            split = time_split(tables, *moments, arguments.core, arguments.duplicates)
-        else:
-            split = leave_one_out(tables, arguments.core, arguments.duplicates)
-        del tables
-        split.save(work.folder)
+            moments = {name: getattr(arguments, name) for name in ("validation_from", "test_from")}
+            split = partial(time_split, **moments, **split.keywords)
+        split(SyntheticMarket(market).tables() if files is None else read_log(arguments.format, files, options)).save(
+            work.folder
+        )
 
 
 if __name__ == "__main__":

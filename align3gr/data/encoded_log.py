@@ -34,10 +34,10 @@ class Codes:
         self.codes: np.ndarray = column.to_physical().to_numpy()
 
     def rows_in(self, ids: pl.Series, rows: np.ndarray | None = None) -> np.ndarray:
-        """(rows,) int64 position in `ids` of the id in each row (of `rows`, where given), -1 where it is not there."""
+        """(rows,) int32 position in `ids` of the id in each row (of `rows`, where given), -1 where it is not there."""
         wanted = ids.cast(self.column.dtype).to_physical().to_numpy()
-        position = np.full(max(self.codes.max(initial=0), wanted.max(initial=0)) + 1, -1, dtype=np.int64)
-        position[wanted] = np.arange(len(wanted))
+        position = np.full(max(self.codes.max(initial=0), wanted.max(initial=0)) + 1, -1, dtype=np.int32)
+        position[wanted] = np.arange(len(wanted), dtype=np.int32)
         return position[self.codes if rows is None else self.codes[rows]]
 
     def distinct(self, rows: np.ndarray) -> pl.Series:
@@ -50,10 +50,10 @@ class OrderedLog:
     """Rows of the log in the order of the users, each user's oldest first.
 
     Attributes:
-        rows: (n,) int64 rows of the log.
-        user_rows: (n,) int64 row of the split's users of each.
-        counts: (n,) int64 rows of the same user.
-        from_end: (n,) int64 place counted from the user's last row, which is 1.
+        rows: (n,) rows of the log.
+        user_rows: (n,) row of the split's users of each.
+        counts: (n,) rows of the same user.
+        from_end: (n,) place counted from the user's last row, which is 1.
     """
 
     rows: np.ndarray
@@ -79,11 +79,11 @@ class EncodedLog:
         if duplicates not in DUPLICATES:
             raise InputError(f"duplicates: got {duplicates!r}, choose from {', '.join(DUPLICATES)}")
         if duplicates == "keep":
-            return np.arange(len(self.timestamps))
+            return np.arange(len(self.timestamps), dtype=np.int32)
         users, items = self.users.codes, self.items.codes
         order = np.lexsort((self.timestamps, items, users))
         new = np.append(True, (np.diff(users[order]) != 0) | (np.diff(items[order]) != 0))
-        return np.sort(order[new if duplicates == "first" else np.append(new[1:], True)])
+        return np.sort(order[new if duplicates == "first" else np.append(new[1:], True)]).astype(np.int32)
 
     def core_rows(self, rows: np.ndarray, k: int) -> np.ndarray:
         """The k-core of some rows: see `k_core`."""
@@ -100,9 +100,9 @@ class EncodedLog:
         """Some rows (ascending) by user and time. Equal times keep the row order, which is the stated tie rule."""
         user_rows = self.users.rows_in(user_ids, rows)
         order = np.lexsort((self.timestamps[rows], user_rows))
-        counts = np.bincount(user_rows, minlength=len(user_ids))
+        counts = np.bincount(user_rows, minlength=len(user_ids)).astype(np.int32)
         user_rows = user_rows[order]
-        from_end = np.cumsum(counts)[user_rows] - np.arange(len(rows))
+        from_end = (np.cumsum(counts)[user_rows] - np.arange(len(rows))).astype(np.int32)
         return OrderedLog(rows[order], user_rows, counts[user_rows], from_end)
 
 

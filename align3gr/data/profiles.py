@@ -36,18 +36,18 @@ def with_profiles(
     Returns:
         user_id, profile in the order of `users`. The same input gives the same text, byte for byte.
     """
-    empty = users.filter(pl.col(PROFILE).str.strip_chars() == "").select(USER_ID)
-    if empty.is_empty():
+    empty = users[PROFILE].str.strip_chars() == ""
+    if not empty.any():
         return users
-    histories = train.join(empty, on=USER_ID, how="semi", maintain_order="left").select(USER_ID, ITEMS)
+    histories = train.select(USER_ID, ITEMS).filter(empty)
     topics = _Topics(items)
     made = pl.concat(
         _made(histories[start:stop], topics, items, num_topics, num_titles)
         for start, stop in _slices(histories[ITEMS].list.len().to_numpy(), INTERACTIONS_AT_A_TIME)
     )
-    return users.join(made, on=USER_ID, how="left", maintain_order="left").select(
-        USER_ID, pl.coalesce("made", PROFILE).alias(PROFILE)
-    )
+    if not empty.all():
+        made = users[PROFILE].scatter(empty.arg_true(), made)
+    return users.select(USER_ID, made.alias(PROFILE))
 
 
 def item_topics(items: pl.DataFrame) -> pl.DataFrame:
@@ -120,8 +120,8 @@ def _slices(lengths: np.ndarray, most: int) -> list[tuple[int, int]]:
 
 def _made(
     histories: pl.DataFrame, topics: _Topics, items: pl.DataFrame, num_topics: int, num_titles: int
-) -> pl.DataFrame:
-    """user_id, made: the profiles of some users, null where there is nothing to say."""
+) -> pl.Series:
+    """The profiles of some users, empty where there is nothing to say."""
     # One row per interaction, with `position` counting from the oldest.
     pairs = (
         histories.select(USER_ID, pl.col(ITEMS).alias(ITEM_ID))
@@ -133,14 +133,14 @@ def _made(
         users.join(_user_topics(users, pairs, topics, num_topics), on=USER_ID, how="left", maintain_order="left")
         .join(_latest_titles(pairs, items, num_titles), on=USER_ID, how="left", maintain_order="left")
         .select(
-            USER_ID,
             pl.concat_str(
                 "Interested in " + pl.col("topics") + ".",
                 "Lately chose " + pl.col("titles") + ".",
                 separator=" ",
                 ignore_nulls=True,
-            ).alias("made"),
+            ).fill_null("")
         )
+        .to_series()
     )
 
 

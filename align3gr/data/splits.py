@@ -1,6 +1,7 @@
 """From raw tables to a split: repeats, k-core, time order, and what is held out: leave-one-out or by time."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,17 +67,9 @@ def leave_one_out(tables: Tables, min_interactions: int = 5, duplicates: str = "
     Raises:
         InputError: nothing is left, or an argument has another value.
     """
-    log = EncodedLog(tables.interactions)
-    distinct = log.distinct_rows(duplicates)
-    core = log.core_rows(distinct, min_interactions)
-    users, items = _users(tables, log, core, min_interactions), _items(tables, log, core, min_interactions)
-    ordered = log.ordered(core, users[USER_ID])
-    part = np.full(len(core), TRAIN, dtype=np.int8)
-    evaluated = ordered.counts >= MIN_EVALUATED
-    part[evaluated & (ordered.from_end == 2)] = VALIDATION
-    part[evaluated & (ordered.from_end == 1)] = TEST
-    extra = {} if duplicates == "keep" else {"removed_duplicates": tables.interactions.height - len(distinct)}
-    return _split(tables, log, ordered, part, users, items, extra)
+    draft = _leave_one_out(tables, min_interactions, duplicates)
+    del tables  # of millions of rows, freed by the draft when it no longer needs them
+    return draft.split()
 
 
 def time_split(
@@ -104,6 +97,32 @@ def time_split(
     Raises:
         InputError: nothing is left, or an argument has another value.
     """
+    draft = _time_split(tables, validation_from, test_from, min_interactions, duplicates)
+    del tables
+    return draft.split()
+
+
+def _leave_one_out(tables: Tables, min_interactions: int, duplicates: str) -> "_Draft":
+    log = EncodedLog(tables.interactions)
+    distinct = log.distinct_rows(duplicates)
+    core = log.core_rows(distinct, min_interactions)
+    users, items = _users(tables, log, core, min_interactions), _items(tables, log, core, min_interactions)
+    ordered = log.ordered(core, users[USER_ID])
+    part = np.full(len(core), TRAIN, dtype=np.int8)
+    evaluated = ordered.counts >= MIN_EVALUATED
+    part[evaluated & (ordered.from_end == 2)] = VALIDATION
+    part[evaluated & (ordered.from_end == 1)] = TEST
+    extra = {} if duplicates == "keep" else {"removed_duplicates": tables.interactions.height - len(distinct)}
+    return _Draft(tables, log, ordered, part, users, items, extra)
+
+
+def _time_split(
+    tables: Tables,
+    validation_from: str | int | float,
+    test_from: str | int | float,
+    min_interactions: int,
+    duplicates: str,
+) -> "_Draft":
     if duplicates == "last":
         raise InputError(
             "duplicates: 'last' lets later interactions remove train ones in a split by time; use 'first'"
@@ -127,7 +146,7 @@ def time_split(
     extra = {"validation_from": begin, "test_from": end, "unused_interactions": int((part == NOT_USED).sum())}
     if duplicates != "keep":
         extra["removed_duplicates"] = tables.interactions.height - len(distinct)
-    return _split(tables, log, ordered, part, users, items, extra)
+    return _Draft(tables, log, ordered, part, users, items, extra)
 
 
 def _users(tables: Tables, log: EncodedLog, core: np.ndarray, min_interactions: int) -> pl.DataFrame:
@@ -147,30 +166,41 @@ def _items(tables: Tables, log: EncodedLog, core: np.ndarray, min_interactions: 
     return tables.catalogue(log.items.distinct(core) if min_interactions else None)
 
 
-def _split(
-    tables: Tables,
-    log: EncodedLog,
-    ordered: OrderedLog,
-    part: np.ndarray,
-    users: pl.DataFrame,
-    items: pl.DataFrame,
-    extra: dict[str, Any],
-) -> Split:
-    train = _train(tables, log, ordered, part == TRAIN, users, items)
-    validation, test = (_targets(tables, ordered, part == number, users) for number in (VALIDATION, TEST))
-    split = Split(
-        items=items,
-        users=with_profiles(users, train, items),
-        train=train,
-        validation=validation,
-        test=test,
-        statistics=_statistics(tables, log, ordered, part, len(users), len(items)) | extra,
-        source=tables.source,
-        reviews=_reviews(tables, ordered, part == TRAIN),
-        spool=tables.spool,
-    )
-    logger.info("Split of %s: %s", tables.source, split.statistics)
-    return split
+@dataclass
+class _Draft:
+    """A split in numbers: which row of the log goes where."""
+
+    tables: Tables
+    log: EncodedLog
+    ordered: OrderedLog
+    part: np.ndarray
+    users: pl.DataFrame
+    items: pl.DataFrame
+    extra: dict[str, Any]
+
+    def split(self) -> Split:
+        """The tables. The numbers are gone afterwards."""
+        users, items, source, spool = self.users, self.items, self.tables.source, self.tables.spool
+        train = _train(self.tables, self.log, self.ordered, self.part == TRAIN, users, items)
+        validation = _targets(self.tables, self.ordered, self.part == VALIDATION, users)
+        test = _targets(self.tables, self.ordered, self.part == TEST, users)
+        statistics = _statistics(self.tables, self.log, self.ordered, self.part, len(users), len(items)) | self.extra
+        reviews = _reviews(self.tables, self.ordered, self.part == TRAIN)
+        # Profiles and checks take memory of their own.
+        del self.tables, self.log, self.ordered, self.part
+        split = Split(
+            items=items,
+            users=with_profiles(users, train, items),
+            train=train,
+            validation=validation,
+            test=test,
+            statistics=statistics,
+            source=source,
+            reviews=reviews,
+            spool=spool,
+        )
+        logger.info("Split of %s: %s", source, statistics)
+        return split
 
 
 def _train(
@@ -216,13 +246,13 @@ def _reviews(tables: Tables, ordered: OrderedLog, mask: np.ndarray) -> pl.LazyFr
         return None
     rows, user_rows = ordered.rows[mask], ordered.user_rows[mask]
     starts = np.flatnonzero(np.append(True, np.diff(user_rows) != 0))
-    position = np.full(tables.interactions.height, -1, dtype=np.int64)
+    position = np.full(tables.interactions.height, -1, dtype=np.int32)
     position[rows] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     places = pl.DataFrame([tables.interactions[USER_ID], pl.Series(POSITION, position)])
     return (
         pl.concat([places.lazy(), tables.reviews], how="horizontal")
         .filter(pl.col(POSITION) >= 0, pl.col(REVIEW).str.len_bytes() > 0)
-        .with_columns(pl.col(USER_ID).cast(pl.String))
+        .with_columns(pl.col(USER_ID).cast(pl.String), pl.col(POSITION).cast(pl.Int64))
     )
 
 
