@@ -1,13 +1,21 @@
 """Frozen encoders: semantic vectors from texts, collaborative vectors from the train split."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, USER_ID
-from align3gr.encoders import Embeddings, EncoderSettings, collaborative_encoder, load_vectors, text_encoder
+from align3gr.encoders import (
+    Embeddings,
+    EncoderSettings,
+    cluster_lift,
+    collaborative_encoder,
+    load_vectors,
+    text_encoder,
+)
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import expand, parse, run_recipe
 
@@ -44,6 +52,8 @@ def embed(encoders: EncoderSettings, split: Split, folder: Path) -> tuple[Embedd
         for name, table in (("items", items), ("users", users)):
             if (vectors := getattr(table, kind)) is not None:
                 report[f"{kind}_{name}"] = {"dim": vectors.shape[1], "zero": int((~vectors.any(1)).sum())}
+        if (vectors := getattr(items, kind)) is not None and math.isfinite(lift := cluster_lift(vectors, sequences)):
+            report[f"{kind}_cluster_lift"] = round(lift, 3)
     return items, users, report
 
 

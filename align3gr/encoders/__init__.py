@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from align3gr.encoders.configuration_din import DINConfig
     from align3gr.encoders.din_trainer import DINEncoder, DINTrainingConfig
     from align3gr.encoders.embeddings import Embeddings
+    from align3gr.encoders.lift import cluster_lift
     from align3gr.encoders.lightgcn import LightGCNEncoder
     from align3gr.encoders.modeling_din import DINModel
     from align3gr.encoders.semantic import TextEncoder, TfidfSVDEncoder, load_text_encoder
@@ -37,6 +38,7 @@ __getattr__, __all__ = attach(
         "din_trainer": ("DINEncoder", "DINTrainingConfig"),
         "embeddings": ("Embeddings",),
         "lightgcn": ("LightGCNEncoder",),
+        "lift": ("cluster_lift",),
         "modeling_din": ("DINModel",),
         "semantic": ("TextEncoder", "TfidfSVDEncoder", "load_text_encoder"),
         "sentence_transformer": ("SentenceTransformerEncoder",),

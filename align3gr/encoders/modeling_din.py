@@ -75,15 +75,13 @@ def tower(config: DINConfig, dims: list[int], last: type[nn.Linear] = nn.Linear)
 
 
 class AttentionWeight(nn.Linear):
-    """Last layer of the attention. It starts near the same weight for all, which is sum pooling, not near none."""
-
-    START = 0.2
+    """Last layer of the attention. It starts with weight 1 for all, so that training starts from mean pooling."""
 
 
 class LocalActivationUnit(nn.Module):
     """Weight of a history item for a target, from both vectors, their difference and their product.
 
-    The weights are not normalised: their sum tells how strong the interest is (section 4.3 of DIN).
+    The weights are not normalised by a softmax: their sum tells how strong the interest is (section 4.3 of DIN).
     """
 
     def __init__(self, config: DINConfig) -> None:
@@ -145,9 +143,12 @@ class DINModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, AttentionWeight):
+            init.zeros_(module.weight)
+            init.ones_(module.bias)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-            init.constant_(module.bias, AttentionWeight.START if isinstance(module, AttentionWeight) else 0.0)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.zeros_(module.weight) if module.embedding_dim == 1 else init.normal_(module.weight, std=0.05)
             if module.padding_idx is not None:
@@ -179,17 +180,19 @@ class DINModel(PreTrainedModel):
         return DINOutput(loss=loss, logits=logits, interests=interests)
 
     def interests(self, history: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The history pooled for each target, zero for an empty one.
+        """The history pooled for each target, zero for an empty one: the weighted items, divided by their number.
+
+        The paper divides by nothing. Divided, long and short histories look alike to the layers above, and mean
+        pooling is the special case of weights of 1.
 
         Shapes: `(batch, length)`, `(batch, targets)` int64 -> `(batch, targets, embedding_dim)`.
         """
         row, column = (history != self.config.num_items).nonzero(as_tuple=True)
         items = self.item_embeddings(history[row, column])
-        if self.config.attention == "mean":
-            length = torch.bincount(row, minlength=len(history))[row]
-            weights = (1 / length.to(items.dtype))[:, None].expand(-1, targets.shape[1])
-        else:
-            weights = self.activation_unit(items, self.item_embeddings(targets), row)
+        length = torch.bincount(row, minlength=len(history))[row].to(items.dtype)
+        weights = (1 / length)[:, None].expand(-1, targets.shape[1])
+        if self.config.attention == "target":
+            weights = weights * self.activation_unit(items, self.item_embeddings(targets), row)
         pooled = items.new_zeros(*targets.shape, items.shape[1])
         return pooled.index_add(0, row, weights[..., None] * items[:, None])
 

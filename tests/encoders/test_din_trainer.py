@@ -13,13 +13,13 @@ def kinds(users: int, seed: int) -> list[np.ndarray]:
     return [4 * rng.integers(10, size=rng.integers(3, 9)) + rng.integers(4) for _ in range(users)]
 
 
-def two_interests(users: int, seed: int) -> list[np.ndarray]:
-    """Eight items of each of two kinds; all that comes next shares the kind of one of the two."""
+def four_interests(users: int, seed: int) -> list[np.ndarray]:
+    """Histories over 96 items of twelve kinds; each user takes items of four of them."""
     rng = np.random.default_rng(seed)
     sequences = []
     for _ in range(users):
-        two = rng.choice(6, 2, replace=False)
-        sequences.append(6 * rng.integers(8, size=10) + two[rng.integers(2, size=10)])
+        own = rng.choice(12, 4, replace=False)
+        sequences.append(12 * rng.integers(8, size=12) + own[rng.integers(4, size=12)])
     return sequences
 
 
@@ -42,6 +42,17 @@ def test_training_learns_which_items_go_together(encoder):
     kind = np.arange(40) % 4
     same = (kind[:, None] == kind) & ~np.eye(40, dtype=bool)
     assert similarity[same].mean() > similarity[kind[:, None] != kind].mean() + 0.2
+
+
+def test_attention_to_the_target_beats_the_mean_where_users_have_several_interests():
+    # What the paper is about: one vector of four dimensions cannot hold four interests, one for each target can.
+    auc = {}
+    for attention in ("target", "mean"):
+        schedule = DINTrainingConfig(learning_rate=1e-2, batch_size=256, epochs=8, seed=0)
+        encoder = DINEncoder(4, schedule, attention=attention)
+        encoder.fit(four_interests(400, 0), 96)
+        auc[attention] = max(encoder.auc)
+    assert auc["target"] > auc["mean"] + 0.03
 
 
 def test_the_best_epoch_is_kept(encoder):

@@ -11,7 +11,9 @@ from align3gr.errors import InputError
 def small(**settings) -> DINModel:
     torch.manual_seed(0)
     model = DINModel(DINConfig(num_items=6, embedding_dim=3, attention_dims=(4,), hidden_dims=(5,), **settings))
-    torch.nn.init.normal_(model.item_embeddings.weight)
+    # Also the last layer of the attention, which starts at equal weights.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
     return model
 
 
@@ -49,7 +51,7 @@ def test_attention_by_hand_without_softmax():
         hidden = np.where(hidden > 0, hidden, weights["activation_unit.tower.0.weight"] * hidden)
         a = weights["activation_unit.tower.1.weight"][0] @ hidden + weights["activation_unit.tower.1.bias"][0]
         attention.append(a)
-        pooled += a * h
+        pooled += a * h / 2  # two items
     output = model(torch.tensor([[0, 4]]), torch.tensor([[2]]))
     assert np.allclose(output.interests.detach().numpy()[0, 0], pooled, atol=1e-6)
     assert abs(sum(attention) - 1) > 0.05  # no softmax
@@ -58,6 +60,12 @@ def test_attention_by_hand_without_softmax():
     hidden = np.where(hidden > 0, hidden, weights["tower.0.weight"] * hidden)
     logit = weights["tower.1.weight"][0] @ hidden + weights["tower.1.bias"][0] + weights["item_bias.weight"][2, 0]
     assert output.logits.item() == pytest.approx(logit, abs=1e-5)
+
+
+def test_attention_starts_as_mean_pooling():
+    model = DINModel(DINConfig(num_items=6, embedding_dim=3)).eval()
+    interests = model(torch.tensor([[0, 4, 6]]), torch.tensor([[2, 3]])).interests[0]
+    assert torch.allclose(interests, model.item_embeddings.weight[[0, 4]].mean(0).expand(2, 3), atol=1e-6)
 
 
 def test_mean_pooling_is_the_mean():
