@@ -31,6 +31,10 @@ class PrepareArguments:
         default="keep",
         metadata={"help": "What becomes of repeated (user, item) pairs.", "choices": ["keep", "first", "last"]},
     )
+    since: str | None = field(
+        default=None, metadata={"help": "Interactions before this moment are left out (date, timestamp or share)."}
+    )
+    until: str | None = field(default=None, metadata={"help": "Interactions from this moment on are left out."})
     split: str = field(
         default="leave_one_out", metadata={"help": "What is held out.", "choices": ["leave_one_out", "time"]}
     )
@@ -70,10 +74,11 @@ def main() -> None:
         if files is None:
             SyntheticMarket(market).save_config(work.folder)
         # The tables have no name here: a large log is freed by the split as soon as it can be.
-        split = partial(leave_one_out, min_interactions=arguments.core, duplicates=arguments.duplicates)
+        rules = {name: getattr(arguments, name) for name in ("duplicates", "since", "until")}
+        split = partial(leave_one_out, min_interactions=arguments.core, **rules)
         if arguments.split == "time":
             moments = {name: getattr(arguments, name) for name in ("validation_from", "test_from")}
-            split = partial(time_split, **moments, **split.keywords)
+            split = partial(time_split, min_interactions=arguments.core, **moments, **rules)
         split(SyntheticMarket(market).tables() if files is None else read_log(arguments.format, files, options)).save(
             work.folder
         )

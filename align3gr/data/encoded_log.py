@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from align3gr.data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from align3gr.data.time_boundaries import Moment, boundary
 from align3gr.errors import InputError
 
 DUPLICATES = ("keep", "first", "last")
@@ -73,17 +74,26 @@ class EncodedLog:
         self.users, self.items = Codes(interactions[USER_ID]), Codes(interactions[ITEM_ID])
         self.timestamps: np.ndarray = interactions[TIMESTAMP].to_numpy()
 
-    def distinct_rows(self, duplicates: str) -> np.ndarray:
-        """Ascending rows that are left when of equal (user, item) pairs the "first" or "last" in time is kept; "keep"
-        keeps all."""
+    def rows_between(self, since: Moment | None, until: Moment | None) -> np.ndarray:
+        """Ascending rows from the moment `since` on and before the moment `until` (see `boundary`)."""
+        kept = np.ones(len(self.timestamps), dtype=bool)
+        if since is not None:
+            kept &= self.timestamps >= boundary(self.timestamps, since, "since")
+        if until is not None:
+            kept &= self.timestamps < boundary(self.timestamps, until, "until")
+        return np.flatnonzero(kept).astype(np.int32)
+
+    def distinct_rows(self, rows: np.ndarray, duplicates: str) -> np.ndarray:
+        """Those of some ascending rows that are left when of equal (user, item) pairs the "first" or "last" in time is
+        kept; "keep" keeps all."""
         if duplicates not in DUPLICATES:
             raise InputError(f"duplicates: got {duplicates!r}, choose from {', '.join(DUPLICATES)}")
-        if duplicates == "keep":
-            return np.arange(len(self.timestamps), dtype=np.int32)
-        users, items = self.users.codes, self.items.codes
-        order = np.lexsort((self.timestamps, items, users))
+        if duplicates == "keep" or not len(rows):
+            return rows
+        users, items = self.users.codes[rows], self.items.codes[rows]
+        order = np.lexsort((self.timestamps[rows], items, users))
         new = np.append(True, (np.diff(users[order]) != 0) | (np.diff(items[order]) != 0))
-        return np.sort(order[new if duplicates == "first" else np.append(new[1:], True)]).astype(np.int32)
+        return rows[np.sort(order[new if duplicates == "first" else np.append(new[1:], True)])]
 
     def core_rows(self, rows: np.ndarray, k: int) -> np.ndarray:
         """The k-core of some rows: see `k_core`."""

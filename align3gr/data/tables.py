@@ -39,6 +39,8 @@ TRAIN_SCHEMA = {
     RATINGS: pl.List(pl.Float64),
 }
 REVIEW_SCHEMA = {USER_ID: pl.String, POSITION: pl.Int64, REVIEW: pl.String}
+# Rows in a block of reviews.parquet; smaller ones take less memory to write.
+REVIEWS_AT_A_TIME = 65_536
 MAY_BE_NULL = (RATING, RATINGS, FEEDBACKS)
 
 
@@ -229,7 +231,7 @@ class Split:
             (folder / "reviews.parquet").unlink(missing_ok=True)
         else:
             # Renamed when it is whole: the table may be a view of the very file that it replaces.
-            self.reviews.sink_parquet(folder / "reviews.parquet.tmp")
+            self.reviews.sink_parquet(folder / "reviews.parquet.tmp", row_group_size=REVIEWS_AT_A_TIME)
             (folder / "reviews.parquet.tmp").replace(folder / "reviews.parquet")
         (folder / "statistics.json").write_text(json.dumps(self.statistics, indent=2) + "\n", encoding="utf-8")
 

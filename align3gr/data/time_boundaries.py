@@ -8,9 +8,10 @@ from align3gr.errors import InputError
 
 # The largest timestamp below which a unit is assumed, and its units a second: 1e11 seconds is the year 5138.
 UNITS = ((1e11, 1), (1e14, 10**3), (1e17, 10**6), (float("inf"), 10**9))
+Moment = str | int | float | date
 
 
-def boundary(timestamps: np.ndarray, moment: str | int | float | date, name: str) -> int:
+def boundary(timestamps: np.ndarray, moment: Moment, name: str) -> int:
     """The timestamp of a moment.
 
     Args:

@@ -129,6 +129,16 @@ def test_feedback_and_reviews_go_with_the_train_interactions():
     assert plain.train.equals(split.train.drop("feedbacks"))
 
 
+def test_only_a_period_counts():
+    split = leave_one_out(make_tables(REPEATS), 1, since=2, until=6)
+    assert split.train["items"].to_list() == [["b", "a"]]
+    assert split.test["item_id"].to_list() == ["d"] and split.statistics["removed_interactions"] == 2
+    # The a of time 1 is outside and does not make that of time 3 a repeat.
+    assert leave_one_out(make_tables(REPEATS), 1, "first", since=2).train["items"].to_list() == [["b", "a"]]
+    with pytest.raises(InputError, match="until: got 'x'"):
+        leave_one_out(make_tables(REPEATS), 1, until="x")
+
+
 # Train ends at 10, validation at 20.
 TIMES = [
     ("u", "a", 1), ("u", "b", 9), ("u", "c", 10), ("u", "a", 11), ("u", "b", 25), ("u", "a", 30),
