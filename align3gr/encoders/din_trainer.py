@@ -159,8 +159,8 @@ def train_din(
 class DINEncoder:
     """Item embeddings of a DIN trained on the train split; a user is the history as the DIN pools it.
 
-    A user's vector is the interest for the user's own latest item (see docs/encoders.md for what else was measured).
-    An item without interactions, and a user without an item that has any, get the zero vector.
+    A user's vector is the interest for the user's own latest item; docs/encoders.md shows what else was measured. An
+    item without interactions, and a user without an item that has any, get the zero vector.
 
     Args:
         dim: width of the vectors.
@@ -190,7 +190,8 @@ class DINEncoder:
     @torch.no_grad()
     def encode_users(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         known = self.model.interactions.cpu().numpy() > 0
-        kept = [history[known[history]] for history in histories]
+        arrays = [np.asarray(history, dtype=np.int64) for history in histories]
+        kept = [history[known[history]] for history in arrays]
         ragged = Histories(kept, self.model.config.num_items, self.model.config.max_history)
         vectors = np.zeros((len(kept), self.model.config.embedding_dim), dtype=np.float32)
         for start in range(0, len(kept), ROWS_AT_ONCE):

@@ -81,8 +81,7 @@ class LightGCNEncoder:
         edges = torch.from_numpy(np.unique(pairs + np.array([[0], [users]]), axis=1))
         graph = torch.cat([edges, edges.flip(0)], dim=1).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
-        best: torch.Tensor | None = None
-        self.auc = []
+        best, self.auc = torch.zeros(num_items, self.dim), []
         for epoch in range(self.epochs):
             for batch in np.array_split(rng.permutation(pairs.shape[1]), -(-pairs.shape[1] // self.batch_size)):
                 self._step(model, optimizer, graph, pairs[:, batch], histories, rng)
@@ -96,7 +95,6 @@ class LightGCNEncoder:
                 best = final[users:]
             elif epoch - int(np.argmax(self.auc)) >= self.patience:
                 break
-        assert best is not None
         self.popularity = np.asarray(binary_matrix(sequences, num_items).sum(0), dtype=np.float32).ravel()
         self.item_vectors = best.numpy() * (interaction_counts(sequences, num_items) > 0)[:, None]
 

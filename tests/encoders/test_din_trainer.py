@@ -72,7 +72,7 @@ def test_unknown_items_and_users_get_the_zero_vector(encoder):
     users = encoder.encode_users([np.array([1, 5]), empty, np.array([40, 41]), np.array([40, 1, 41, 5])])
     assert users.shape == (4, 8) and users[0].any() and not users[1:3].any()
     assert np.allclose(users[3], users[0])  # items without a vector say nothing
-    assert encoder.encode_users([]).shape == (0, 8)
+    assert encoder.encode_users([]).shape == (0, 8) and not encoder.encode_users([[]]).any()
 
 
 def test_the_same_seed_gives_the_same_vectors_and_a_saved_encoder_too(encoder, tmp_path):
