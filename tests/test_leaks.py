@@ -75,3 +75,22 @@ def test_a_leak_would_be_seen(run_stage, tmp_path):
     run_stages(run_stage, tmp_path / "b", raw_tables(tmp_path / "raw_b", place=-3), ("embed", "scid"))
     before, after = (artefacts(tmp_path / run, ("embeddings", "scid")) for run in "ab")
     assert {"embeddings/items.parquet", "scid/item_codes.parquet"} <= {n for n in before if before[n] != after[n]}
+
+
+def test_permuted_targets_of_a_split_by_time_change_nothing_else(run_stage, tmp_path):
+    """Items exchanged between users after the boundary; reviews stay with their rows."""
+    options = {"split": "time", "validation_from": 0.7, "test_from": 0.85, "core": 0}
+    config = tmp_path / "time.yaml"
+    config.write_text("format: tables\n" + "".join(f"{name}: {value}\n" for name, value in options.items()))
+    tables = SyntheticMarket(MARKET).tables()
+    log = tables.interactions.with_columns(later=pl.col("timestamp") >= pl.col("timestamp").quantile(0.72))
+    items, rows = log["item_id"].to_numpy().copy(), log["later"].arg_true().to_numpy()
+    items[rows] = np.random.default_rng(0).permutation(items[rows])
+    for name, column in (("a", log["item_id"]), ("b", pl.Series("item_id", items))):
+        tables.interactions = log.drop("later").with_columns(column)
+        tables.save(tmp_path / f"raw_{name}")
+        run_stage("prepare", tmp_path / name, config=config, source=tmp_path / f"raw_{name}")
+    data = [artefacts(tmp_path / run, ("data",)) for run in "ab"]
+    assert "data/reviews.parquet" in data[0]
+    changed = [name for name in data[0] if data[0][name] != data[1][name]]
+    assert changed == ["data/test.parquet", "data/validation.parquet"]
