@@ -28,11 +28,15 @@ class LogSource:
     category: str | None = field(
         default=None, metadata={"help": "Amazon: the category, as it stands in the file names."}
     )
-    columns: str | None = field(
+    columns: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Columns of the log: user_id, item_id, timestamp, rating, feedback, review."}
     )
-    item_columns: str | None = field(default=None, metadata={"help": "Columns of the items: item_id, title, text."})
-    user_columns: str | None = field(default=None, metadata={"help": "Columns of the users: user_id, profile."})
+    item_columns: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Columns of the items: item_id, title, text."}
+    )
+    user_columns: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Columns of the users: user_id, profile."}
+    )
     missing_items: str = field(
         default="drop",
         metadata={
