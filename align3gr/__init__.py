@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
     from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
     from align3gr.errors import InputError
+    from align3gr.scid.configuration_dual_scid import DualSCIDConfig
     from align3gr.scid.configuration_rqvae import RQVAEConfig
-    from align3gr.scid.modeling_dual_scid import DualSCIDConfig, DualSCIDModel
+    from align3gr.scid.modeling_dual_scid import DualSCIDModel
     from align3gr.scid.modeling_rqvae import RQVAEModel
     from align3gr.scid.tokenization_scid import SCIDTokenizer
 
@@ -29,7 +30,8 @@ __getattr__, __all__ = attach(
         "dpo.softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
         "errors": ("InputError",),
         "scid.configuration_rqvae": ("RQVAEConfig",),
-        "scid.modeling_dual_scid": ("DualSCIDConfig", "DualSCIDModel"),
+        "scid.configuration_dual_scid": ("DualSCIDConfig",),
+        "scid.modeling_dual_scid": ("DualSCIDModel",),
         "scid.modeling_rqvae": ("RQVAEModel",),
         "scid.tokenization_scid": ("SCIDTokenizer",),
     },

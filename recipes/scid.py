@@ -3,21 +3,29 @@
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
 
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.encoders import Embeddings
 from align3gr.pipeline import stage, stage_folder
-from align3gr.recipe import parse, run_recipe
+from align3gr.recipe import expand, parse, run_recipe
 from align3gr.scid import (
-    DualSCIDConfig,
     DualSCIDModel,
     DualSCIDTrainingConfig,
     FeatureTable,
-    RQVAEConfig,
+    PinnedCodes,
+    SCIDSettings,
     assign_codes,
+    measure_quality,
+    read_code_table,
+    resolve_collisions,
+    save_codebook_sizes,
     save_codes,
     train_dual_scid,
 )
@@ -26,59 +34,91 @@ from align3gr.scid import (
 @dataclass
 class SCIDArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; codes and model appear in its folder scid."})
-    item_codebook_sizes: list[int] = field(
-        default_factory=lambda: [256, 256, 256], metadata={"help": "Codes at each level of an item's SCID."}
+
+
+def previous_codes(folder: Path, name: str, id_column: str, ids: pl.Series) -> np.ndarray | None:
+    """Codes that an earlier run gave, -1 for who is new. Shape: `(ids, levels)`."""
+    table = read_code_table(folder / name, id_column)
+    if not table.codes.shape[1]:
+        return None
+    row = {entity: i for i, entity in enumerate(table.ids)}
+    rows = np.asarray([row.get(entity, -1) for entity in ids])
+    return np.where(rows[:, None] >= 0, table.codes[rows], -1)
+
+
+def import_codes(settings: SCIDSettings, split: Split) -> tuple[np.ndarray, list[int], dict[str, Any]]:
+    """Ready item codes, the sizes of their levels, and what is reported."""
+    codes = read_code_table(expand(settings.item_codes), ITEM_ID).select(split.items[ITEM_ID])
+    unique, collisions = resolve_collisions(codes, strategy=settings.collisions)
+    return unique, (unique.max(0) + 1).tolist(), {"item_collisions": asdict(collisions)}
+
+
+def train_codes(
+    settings: SCIDSettings, training: DualSCIDTrainingConfig, split: Split, embeddings: Path, folder: Path
+) -> tuple[np.ndarray, np.ndarray | None, list[int], dict[str, Any]]:
+    """Trains and saves the model; codes of items and users, the sizes of the item levels, and what is reported."""
+    items, users = (
+        FeatureTable.from_embeddings(Embeddings.load(embeddings / f"{name}.parquet", column, table[column]))
+        for name, column, table in (("items", ITEM_ID, split.items), ("users", USER_ID, split.users))
     )
-    user_codebook_sizes: list[int] = field(
-        default_factory=lambda: [256, 256, 256], metadata={"help": "Codes at each level of a user's SCID."}
+    previous = PinnedCodes()
+    if settings.previous:
+        earlier = expand(settings.previous)
+        previous.items = previous_codes(earlier, "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        previous.users = previous_codes(earlier, "user_codes.parquet", USER_ID, split.users[USER_ID])
+    torch.manual_seed(training.seed)
+    model = DualSCIDModel(settings.model_config(len(items), items.dims, users.dims))
+    history = train_dual_scid(
+        model,
+        users,
+        items,
+        split.train_sequences(),
+        training,
+        folder / "trainer",
+        previous if settings.previous else None,
     )
-    codebook_dim: int = field(default=32, metadata={"help": "Width of a code vector."})
-    semantic_weight: float = field(
-        default=0.5, metadata={"help": "Scale of the semantic features against the collaborative ones."}
-    )
-    hidden_dim: int = field(default=256, metadata={"help": "Width of the SC encoders' hidden layer."})
-    sc_dim: int = field(default=64, metadata={"help": "Width of the unified embeddings."})
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
+    codes = assign_codes(model, users, items, settings.collisions, previous, settings.pin)
+    model.save_pretrained(folder / "model")
+    sizes = list(model.item_rqvae.config.codebook_sizes)
+    if codes.items.shape[1] > len(sizes):
+        sizes.append(int(codes.items[:, -1].max()) + 1)
+    report = {"auc": history.auc, "raw_auc": history.raw_auc, **codes.report(), "log": history.log}
+    return codes.items, codes.users, sizes, report
 
 
 def main() -> None:
-    arguments, training = parse([SCIDArguments, DualSCIDTrainingConfig])
+    arguments, settings, training = parse([SCIDArguments, SCIDSettings, DualSCIDTrainingConfig])
     data, embeddings = (stage_folder(arguments.run_dir, name) for name in ("prepare", "embed"))
-    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")] + [embeddings]
-    settings = asdict(arguments) | asdict(training)
-    del settings["run_dir"]
-    with stage(arguments.run_dir, "scid", settings, inputs, training.seed) as work:
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
+    if settings.item_codes:
+        inputs.append(expand(settings.item_codes))
+    else:
+        inputs += [embeddings / "items.parquet", embeddings / "users.parquet"]
+    if settings.previous:
+        inputs += [expand(settings.previous) / f"{side}_codes.parquet" for side in ("item", "user")]
+    values = asdict(settings) | asdict(training)
+    with stage(arguments.run_dir, "scid", values, inputs, training.seed) as work:
         if work is None:
             return
         split = Split.load(data)
-        items = FeatureTable.from_embeddings(
-            Embeddings.load(embeddings / "items.parquet", ITEM_ID, split.items[ITEM_ID])
+        user_codes = None
+        if settings.item_codes:
+            item_codes, sizes, report = import_codes(settings, split)
+        else:
+            item_codes, user_codes, sizes, report = train_codes(settings, training, split, embeddings, work.folder)
+        users = split.users[USER_ID]
+        save_codes(work.folder / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID], item_codes)
+        save_codes(
+            work.folder / "user_codes.parquet",
+            USER_ID,
+            users,
+            np.zeros((len(users), 0), dtype=np.int64) if user_codes is None else user_codes,
         )
-        users = FeatureTable.from_embeddings(
-            Embeddings.load(embeddings / "users.parquet", USER_ID, split.users[USER_ID])
-        )
-        torch.manual_seed(training.seed)
-        model = DualSCIDModel(
-            DualSCIDConfig(
-                *items.dims,
-                *users.dims,
-                semantic_weight=arguments.semantic_weight,
-                hidden_dim=arguments.hidden_dim,
-                sc_dim=arguments.sc_dim,
-                item_rqvae=RQVAEConfig(
-                    codebook_sizes=arguments.item_codebook_sizes, codebook_dim=arguments.codebook_dim
-                ),
-                user_rqvae=RQVAEConfig(
-                    codebook_sizes=arguments.user_codebook_sizes, codebook_dim=arguments.codebook_dim
-                ),
-            )
-        )
-        history = train_dual_scid(model, users, items, split.train_sequences(), training, work.folder / "trainer")
-        shutil.rmtree(work.folder / "trainer", ignore_errors=True)
-        codes = assign_codes(model, users, items)
-        model.save_pretrained(work.folder / "model")
-        save_codes(work.folder / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID], codes.items)
-        save_codes(work.folder / "user_codes.parquet", USER_ID, split.users[USER_ID], codes.users)
-        report = {"auc": history.auc, **codes.health, "log": history.log}
+        user_sizes = [] if user_codes is None else settings.user_codebook_sizes
+        save_codebook_sizes(work.folder / "codebooks.json", sizes, user_sizes)
+        quality = measure_quality(item_codes, split.train_sequences(), sizes)
+        report = {"prefix_lift": quality.prefix_lift, **report}
         (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,9 +10,17 @@ from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, PROFILE, TEXT, TITLE, USER_ID
 from align3gr.decoding import Recommender
+from align3gr.errors import InputError
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import parse, run_recipe, training_settings
-from align3gr.scid import DualSCIDConfig, PromptBuilder, SCIDTokenizer, codes_column, load_codes, train_base_tokenizer
+from align3gr.scid import (
+    PromptBuilder,
+    SCIDTokenizer,
+    codes_column,
+    load_codebook_sizes,
+    load_codes,
+    train_base_tokenizer,
+)
 from align3gr.sft import SmallLlamaConfig, SmallVocabularySFTTrainer, add_dropout, every_item_rows, small_llama
 
 
@@ -31,7 +39,7 @@ def main() -> None:
     arguments, backbone, training = parse([SFTArguments, SmallLlamaConfig, SFTConfig])
     data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
-    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "model" / "config.json"]
+    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
     settings = asdict(arguments) | asdict(backbone) | training_settings(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "sft", settings, inputs, training.seed) as work:
@@ -41,11 +49,11 @@ def main() -> None:
         item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         texts = split.items[TEXT].to_list() + split.users[PROFILE].to_list()
-        quantizers = DualSCIDConfig.from_pretrained(scid / "model")
+        item_sizes, user_sizes = load_codebook_sizes(scid / "codebooks.json")
+        if arguments.user_scid and not user_sizes:
+            raise InputError("user_scid: the codes of this run have no user side; set user_scid: false")
         tokenizer = SCIDTokenizer.from_base(
-            train_base_tokenizer(texts, arguments.base_vocab_size),
-            quantizers.item_rqvae["codebook_sizes"],
-            quantizers.user_rqvae["codebook_sizes"],
+            train_base_tokenizer(texts, arguments.base_vocab_size), item_sizes, user_sizes
         )
         prompts = PromptBuilder(tokenizer, arguments.max_history, arguments.user_scid)
         prompts.check_length(min(backbone.max_positions, training.max_length or backbone.max_positions))

@@ -26,7 +26,7 @@ def test_every_stage_leaves_a_manifest_that_names_its_inputs(smoke_run):
         "data/train.parquet",
         "scid/item_codes.parquet",
         "scid/user_codes.parquet",
-        "scid/model/config.json",
+        "scid/codebooks.json",
     }
     assert not list(smoke_run.glob("*.partial"))
 

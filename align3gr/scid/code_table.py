@@ -98,6 +98,24 @@ def save_index(path: str | Path, ids: Sequence[str] | pl.Series, codes: np.ndarr
     Path(path).write_text(json.dumps(index), encoding="utf-8")
 
 
+def save_codebook_sizes(path: str | Path, items: Sequence[int], users: Sequence[int]) -> None:
+    """Writes how many codes each level of either side has; `users` is empty where users have no codes."""
+    text = json.dumps({"item": [int(size) for size in items], "user": [int(size) for size in users]})
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def load_codebook_sizes(path: str | Path) -> tuple[list[int], list[int]]:
+    """Codes at each level of item and user SCIDs.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: not found; run the scid stage first")
+    sizes = json.loads(Path(path).read_text(encoding="utf-8"))
+    return sizes["item"], sizes["user"]
+
+
 def codes_column(codes: np.ndarray) -> pl.Series:
     """Codes as a column of a table. Shape: `(rows, levels)`."""
     return pl.Series(CODES, codes.tolist(), dtype=pl.List(pl.Int64))

@@ -20,10 +20,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from align3gr.encoders.collaborative import interaction_matrix
 from align3gr.errors import InputError
-from align3gr.scid.features import FeatureTable, embed_all
+from align3gr.scid.features import FeatureTable, PinnedCodes, embed_all, quantize_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
+from align3gr.scid.modeling_rqvae import RQVAEModel
 
 logger = logging.getLogger(__name__)
+
+_REPORTED = ("eval_auc", "eval_item_", "eval_user_")
 
 
 @dataclass
@@ -33,14 +36,16 @@ class DualSCIDTrainingConfig:
     Args:
         learning_rate: peak learning rate of both phases.
         batch_size: pairs in a batch, and rows in a batch of the quantisation terms.
-        alignment_epochs: most epochs of phase 1, over the pairs.
+        alignment_epochs: most epochs of phase 1, over the pairs; 0 leaves U2I alignment out of it.
         autoencoder_epochs: epochs of phase 2 before the code books start.
-        quantization_epochs: epochs of phase 2 with them.
+        quantization_epochs: epochs of phase 2 with them; 0 leaves the code books where k-means puts them.
         patience: phase 1 ends when the AUC on held-out train pairs has not grown for this many epochs.
         min_auc_gain: what counts as growth.
         holdout: share of the train pairs that are held out for the AUC.
-        alpha, gamma: weights of Eq. (2) in phase 2 (phase 1 is alpha 1, gamma 0).
+        alpha, gamma: weights of Eq. (2) in phase 2 (phase 1 is alpha 1, gamma 0). Alpha 0 leaves U2I out of it.
+        logq_correction: takes the log-probability of an item as a negative off its score in Eq. (1).
         weight_decay: of AdamW.
+        bf16: trains under bf16 autocast; code books and codes stay in fp32.
         seed: of batches, held-out pairs and k-means.
     """
 
@@ -54,19 +59,34 @@ class DualSCIDTrainingConfig:
     holdout: float = 0.05
     alpha: float = 0.1
     gamma: float = 1.0
+    logq_correction: bool = False
     weight_decay: float = 1e-4
+    bf16: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
-            raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
+            raise InputError(f"holdout: got {self.holdout}, expected a number between 0 and 1")
+        if self.gamma <= 0:
+            raise InputError(f"gamma: got {self.gamma}, expected more than 0: without it there is nothing to quantise")
+
+
+class CollapsedCodebookError(InputError):
+    """A level uses so few codes that its SCIDs would say next to nothing."""
 
 
 @dataclass
 class DualSCIDHistory:
-    """What training showed, epoch by epoch."""
+    """What training showed.
+
+    Attributes:
+        auc: on held-out train pairs, epoch by epoch over both phases; empty without U2I.
+        raw_auc: the same of the concatenated features before training, which alignment must beat.
+        log: losses, AUC and health of the code books by epoch.
+    """
 
     auc: list[float] = field(default_factory=list)
+    raw_auc: float | None = None
     log: list[dict] = field(default_factory=list)
 
 
@@ -88,143 +108,275 @@ class PairDataset(Dataset):
 
 
 class PairCollator:
-    """A batch of pairs with the features of both sides and the false negatives of Eq. (1)."""
+    """A batch of pairs with the features of both sides and the false negatives of Eq. (1), and rows to quantise.
 
-    def __init__(self, users: FeatureTable, items: FeatureTable, interactions: sp.csr_matrix, quantize: bool) -> None:
-        self.users, self.items, self.quantize = users, items, quantize
+    Args:
+        users, items: features; no users where the model has no user side.
+        interactions: `(users, items)` train interactions.
+        align: whether Eq. (1) is wanted.
+        quantize: whether the quantisation terms are.
+        log_q: whether to add the items' log-probabilities of being drawn.
+        seed: of the rows.
+    """
+
+    def __init__(
+        self,
+        users: FeatureTable | None,
+        items: FeatureTable,
+        interactions: sp.csr_matrix,
+        align: bool,
+        quantize: bool,
+        log_q: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.users, self.items, self.align, self.quantize = users, items, align, quantize
         self.interactions = interactions
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(seed)
+        share = np.maximum(np.asarray((interactions > 0).sum(0)).ravel(), 1) / max(interactions.nnz, 1)
+        self.log_q = torch.from_numpy(np.log(share)).float() if log_q else None
 
     def __call__(self, pairs: torch.Tensor) -> dict:
-        user_rows, item_rows = pairs[:, 0], pairs[:, 1]
-        known = self.interactions[user_rows.numpy()][:, item_rows.numpy()].toarray() > 0
-        batch = {
-            "users": self.users.rows(user_rows),
-            "items": self.items.rows(item_rows),
-            "false_negatives": torch.from_numpy(known),
-        }
+        batch: dict[str, Any] = {}
+        if self.align and self.users is not None:
+            user_rows, item_rows = pairs[:, 0], pairs[:, 1]
+            known = self.interactions[user_rows.numpy()][:, item_rows.numpy()].toarray() > 0
+            batch["users"], batch["items"] = self.users.rows(user_rows), self.items.rows(item_rows)
+            batch["false_negatives"] = torch.from_numpy(known)
+            if self.log_q is not None:
+                batch["log_q"] = self.log_q[item_rows]
         if self.quantize:
             # Uniform rows, not those of the pairs: rare items need codes that are as good as those of popular ones.
-            for name, table in (("quantize_users", self.users), ("quantize_items", self.items)):
-                batch[name] = table.rows(torch.randint(len(table), (len(pairs),), generator=self.generator))
+            if self.users is not None:
+                batch["quantize_users"] = self.users.rows(self._draw(len(self.users), len(pairs)))
+            batch["item_rows"] = self._draw(len(self.items), len(pairs))
+            batch["quantize_items"] = self.items.rows(batch["item_rows"])
         return batch
+
+    def _draw(self, rows: int, number: int) -> torch.Tensor:
+        return torch.randint(rows, (number,), generator=self.generator)
 
 
 class DualSCIDTrainer(Trainer):
-    """`Trainer` with the loss of Eq. (2) and the AUC of held-out pairs as its evaluation."""
+    """`Trainer` with the loss of Eq. (2); its evaluation is the AUC of held-out pairs and the health of the books."""
 
-    def __init__(self, *, alpha: float, gamma: float, auc_pairs: np.ndarray, collator: PairCollator, **kwargs: Any):
+    def __init__(
+        self, *, alpha: float, gamma: float, auc_pairs: np.ndarray, collator: PairCollator, books: bool, **kwargs: Any
+    ):
         super().__init__(data_collator=cast(Any, collator), **kwargs)
         self.alpha, self.gamma = alpha, gamma
-        self.collator, self.auc_pairs = collator, auc_pairs
+        self.collator, self.auc_pairs, self.books = collator, auc_pairs, books
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
-        loss = self.alpha * output.u2i_loss
-        if self.gamma:
-            loss = loss + self.gamma * (output.user_rq_loss + output.item_rq_loss)
+        terms = [self.alpha * output.u2i_loss] if output.u2i_loss is not None else []
+        terms += [self.gamma * loss for loss in (output.user_rq_loss, output.item_rq_loss) if loss is not None]
+        if output.regularization is not None:
+            terms.append(output.regularization)
+        loss = torch.stack(terms).sum()
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        auc = pair_auc(
-            self.accelerator.unwrap_model(self.model), self.collator.users, self.collator.items, self.auc_pairs
-        )
-        metrics = {f"{metric_key_prefix}_auc": auc}
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        metrics: dict[str, float] = {}
+        users, items = self.collator.users, self.collator.items
+        if users is not None:
+            metrics["auc"] = pair_auc(model, users, items, self.auc_pairs)
+        if self.books:
+            metrics |= _book_metrics("item", model.embed_items, model.item_rqvae, items)
+            if users is not None:
+                metrics |= _book_metrics("user", model.embed_users, model.user_rqvae, users)
+        model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-@torch.no_grad()
-def pair_auc(
-    model: DualSCIDModel, users: FeatureTable, items: FeatureTable, pairs: np.ndarray, seed: int = 0
-) -> float:
-    """Chance that a user scores a held-out item of theirs above a random item. Shape: `pairs` `(pairs, 2)`."""
-    training = model.training
-    model.eval()
-    user_vectors, item_vectors = embed_all(model, users, items)
-    model.train(training)
-    rng = np.random.default_rng(seed)
-    negatives = torch.from_numpy(rng.integers(len(items), size=len(pairs)))
-    chosen = user_vectors[pairs[:, 0]]
-    positive = (chosen * item_vectors[pairs[:, 1]]).sum(1)
-    negative = (chosen * item_vectors[negatives]).sum(1)
+def _book_metrics(side: str, embed: Any, rqvae: RQVAEModel, table: FeatureTable) -> dict[str, float]:
+    """Utilisation, perplexity, entropy by level, quantisation error and collisions of all rows of a side.
+
+    Raises:
+        CollapsedCodebookError: a level uses one code, or has a perplexity below a twentieth of what it could have.
+    """
+    _, _, health = quantize_all(embed, rqvae, table)
+    metrics = {f"{side}_{name}": float(health[name]) for name in ("quantization_error", "collisions")}
+    for level, size in enumerate(rqvae.config.codebook_sizes):
+        for name in ("utilisation", "perplexity", "entropy"):
+            metrics[f"{side}_{name}_{level}"] = health[name][level]
+        perplexity = health["perplexity"][level]
+        if perplexity < max(1.0 + 1e-6, 0.05 * min(size, len(table))):
+            raise CollapsedCodebookError(
+                f"{side}_codebook_sizes: level {level} of {size} codes collapsed to perplexity {perplexity:.1f}; "
+                f"lower learning_rate, raise autoencoder_epochs, set sinkhorn_epsilon (0.01) or "
+                f"codebook_update: ema, or take a smaller code book"
+            )
+    return metrics
+
+
+def score_auc(users: torch.Tensor, items: torch.Tensor, pairs: np.ndarray, seed: int = 0) -> float:
+    """Chance that a user scores an item of theirs above a random one, by inner product.
+
+    Shapes: `(users, dim)`, `(items, dim)`, `pairs` `(pairs, 2)`.
+    """
+    negatives = torch.from_numpy(np.random.default_rng(seed).integers(len(items), size=len(pairs)))
+    chosen = users[pairs[:, 0]]
+    positive = (chosen * items[pairs[:, 1]]).sum(1)
+    negative = (chosen * items[negatives]).sum(1)
     return ((positive > negative).float() + 0.5 * (positive == negative).float()).mean().item()
 
 
-def train_dual_scid(
-    model: DualSCIDModel,
-    users: FeatureTable,
-    items: FeatureTable,
-    train_sequences: Sequence[np.ndarray],
-    config: DualSCIDTrainingConfig,
-    output_dir: str | Path,
-) -> DualSCIDHistory:
-    """Trains the model in place: alignment until the AUC is flat, autoencoders, k-means start, quantisation.
+@torch.no_grad()
+def pair_auc(model: DualSCIDModel, users: FeatureTable, items: FeatureTable, pairs: np.ndarray) -> float:
+    """AUC of the unified embeddings on pairs. Shape: `pairs` `(pairs, 2)`."""
+    user_vectors, item_vectors = embed_all(model, users, items)
+    return score_auc(cast(torch.Tensor, user_vectors), item_vectors, pairs)
+
+
+@torch.no_grad()
+def raw_auc(model: DualSCIDModel, users: FeatureTable, items: FeatureTable, pairs: np.ndarray) -> float | None:
+    """The same of the concatenated features, before any encoder; None where users and items have other widths."""
+    if users.dims != items.dims:
+        return None
+    everything = slice(None)
+    return score_auc(
+        model.user_encoder.features(**users.rows(everything)),
+        model.item_encoder.features(**items.rows(everything)),
+        pairs,
+    )
+
+
+class DualSCIDTraining:
+    """Trains a model in place: alignment until the AUC is flat, autoencoders, k-means start, quantisation.
 
     Args:
+        model: its user side is trained if it has one.
         users, items: features of all users and items.
         train_sequences: item indices of each user's train split, in row order of `users`.
+        config: schedule.
         output_dir: a scratch folder of the Trainer.
+        pinned: codes of an earlier training that shall keep their meaning; the code books then start from the means of
+            what carries each code, in place of k-means.
     """
-    interactions = interaction_matrix(train_sequences, len(items))
-    pairs = np.stack(interactions.nonzero(), 1).astype(np.int64)
-    held_out = np.random.default_rng(config.seed).random(len(pairs)) < config.holdout
-    history = DualSCIDHistory()
 
-    if not held_out.any() or held_out.all():
-        raise InputError(f"holdout: {config.holdout} of {len(pairs)} train pairs is none or all; change it")
+    def __init__(
+        self,
+        model: DualSCIDModel,
+        users: FeatureTable | None,
+        items: FeatureTable,
+        train_sequences: Sequence[np.ndarray],
+        config: DualSCIDTrainingConfig,
+        output_dir: str | Path,
+        pinned: PinnedCodes | None = None,
+    ) -> None:
+        self.model, self.items, self.config = model, items, config
+        self.users = users if model.config.has_users else None
+        self.output_dir, self.pinned = str(output_dir), pinned or PinnedCodes()
+        self.interactions = interaction_matrix(train_sequences, len(items))
+        pairs = np.stack(self.interactions.nonzero(), 1).astype(np.int64)
+        held_out = np.random.default_rng(config.seed).random(len(pairs)) < config.holdout
+        if not held_out.any() or held_out.all():
+            raise InputError(f"holdout: {config.holdout} of {len(pairs)} train pairs is none or all; change it")
+        self.pairs, self.held_out_pairs = pairs[~held_out], pairs[held_out]
+        self.history = DualSCIDHistory()
 
-    def train(quantize: bool, epochs: int) -> None:
+    def run(self) -> DualSCIDHistory:
+        """Raises `CollapsedCodebookError` where a code book collapsed."""
+        model, config, history = self.model, self.config, self.history
+        trained = model.config.sc_encoder == "mlp"
+        if self.users is not None:
+            history.raw_auc = raw_auc(model, self.users, self.items, self.held_out_pairs)
+            if trained:
+                self._train("align", config.alignment_epochs)
+        if history.auc:
+            logger.info(
+                "U2I alignment ended with AUC %.4f after %d epochs (features alone: %s)",
+                history.auc[-1],
+                len(history.auc),
+                "unknown" if history.raw_auc is None else f"{history.raw_auc:.4f}",
+            )
+        if trained:
+            model.quantize = False
+            self._train("autoencode", config.autoencoder_epochs)
+            model.quantize = True
+        user_vectors, item_vectors = embed_all(model, self.users, self.items)
+        model.item_rqvae.initialize_codebooks(item_vectors.to(model.device), config.seed, self.pinned.items)
+        if user_vectors is not None:
+            model.user_rqvae.initialize_codebooks(user_vectors.to(model.device), config.seed, self.pinned.users)
+        self._train("quantize", config.quantization_epochs)
+        if not all(math.isfinite(auc) for auc in history.auc):
+            raise RuntimeError("the SC encoders diverged: the AUC is not finite; lower learning_rate")
+        model.eval()
+        return history
+
+    def _train(self, phase: str, epochs: int) -> None:
         if not epochs:
             return
-        args = TrainingArguments(
-            output_dir=str(output_dir),
+        config, aligning = self.config, phase == "align"
+        alpha = 1.0 if aligning else config.alpha
+        if self.model.config.sc_encoder == "none":
+            alpha = 0.0  # nothing between the features and Eq. (1) could learn
+        collator = PairCollator(
+            self.users,
+            self.items,
+            self.interactions,
+            align=alpha > 0,
+            quantize=not aligning,
+            log_q=config.logq_correction,
+            seed=config.seed + ("align", "autoencode", "quantize").index(phase),
+        )
+        trainer = DualSCIDTrainer(
+            model=self.model,
+            args=self._arguments(phase, epochs),
+            alpha=alpha,
+            gamma=config.gamma,
+            auc_pairs=self.held_out_pairs,
+            collator=collator,
+            books=phase == "quantize",
+            train_dataset=PairDataset(self.pairs),
+            eval_dataset=PairDataset(self.held_out_pairs),
+            callbacks=[EarlyStoppingCallback(config.patience, config.min_auc_gain)] if aligning else [],
+        )
+        trainer.train()
+        for entry in trainer.state.log_history:  # without the clock: the same training leaves the same report
+            kept = {k: v for k, v in entry.items() if k in ("epoch", "loss") or k.startswith(_REPORTED)}
+            self.history.log += [{"phase": phase, **kept}] if len(kept) > 1 else []
+        self.history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
+
+    def _arguments(self, phase: str, epochs: int) -> TrainingArguments:
+        config = self.config
+        return TrainingArguments(
+            output_dir=self.output_dir,
             num_train_epochs=epochs,
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine" if quantize else "constant",
+            lr_scheduler_type="constant" if phase == "align" else "cosine",
             weight_decay=config.weight_decay,
             eval_strategy="epoch",
             save_strategy="no",
             logging_strategy="epoch",
             report_to=[],
             remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=config.bf16,
             dataloader_pin_memory=torch.cuda.is_available(),
-            dataloader_drop_last=bool((~held_out).sum() >= config.batch_size),
-            metric_for_best_model="eval_auc",
-            greater_is_better=True,
+            dataloader_drop_last=len(self.pairs) >= config.batch_size,
+            metric_for_best_model="eval_auc" if phase == "align" else None,
+            greater_is_better=True if phase == "align" else None,
             seed=config.seed,
             disable_tqdm=not sys.stderr.isatty(),
         )
-        trainer = DualSCIDTrainer(
-            model=model,
-            args=args,
-            alpha=config.alpha if quantize else 1.0,
-            gamma=config.gamma if quantize else 0.0,
-            auc_pairs=pairs[held_out],
-            collator=PairCollator(users, items, interactions, quantize),
-            train_dataset=PairDataset(pairs[~held_out]),
-            eval_dataset=PairDataset(pairs[held_out]),
-            callbacks=[] if quantize else [EarlyStoppingCallback(config.patience, config.min_auc_gain)],
-        )
-        trainer.train()
-        for entry in trainer.state.log_history:  # without the clock: the same training leaves the same report
-            kept = {key: entry[key] for key in ("epoch", "loss", "eval_auc") if key in entry}
-            history.log += [{"phase": 2 if quantize else 1, **kept}] if len(kept) > 1 else []
-        history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
-    train(quantize=False, epochs=config.alignment_epochs)
-    if history.auc:
-        logger.info("U2I alignment ended with AUC %.4f after %d epochs", history.auc[-1], len(history.auc))
-    model.quantize = False
-    train(quantize=True, epochs=config.autoencoder_epochs)
-    model.quantize = True
-    user_vectors, item_vectors = embed_all(model, users, items)
-    model.user_rqvae.initialize_codebooks(user_vectors.to(model.device), config.seed)
-    model.item_rqvae.initialize_codebooks(item_vectors.to(model.device), config.seed)
-    train(quantize=True, epochs=config.quantization_epochs)
-    if not all(math.isfinite(auc) for auc in history.auc):
-        raise RuntimeError("the SC encoders diverged: the AUC is not finite; lower learning_rate")
-    model.eval()
-    return history
+
+def train_dual_scid(
+    model: DualSCIDModel,
+    users: FeatureTable | None,
+    items: FeatureTable,
+    train_sequences: Sequence[np.ndarray],
+    config: DualSCIDTrainingConfig,
+    output_dir: str | Path,
+    pinned: PinnedCodes | None = None,
+) -> DualSCIDHistory:
+    """[`DualSCIDTraining`] in one call."""
+    return DualSCIDTraining(model, users, items, train_sequences, config, output_dir, pinned).run()

@@ -1,14 +1,17 @@
 """Features of all users or items as tensors, and what a trained model makes of them: embeddings and codes."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from align3gr.encoders.embeddings import Embeddings
-from align3gr.scid.collisions import resolve_collisions
+from align3gr.errors import InputError
+from align3gr.scid.collisions import CollisionReport, resolve_collisions
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
+from align3gr.scid.modeling_rqvae import RQVAEModel
 
 ROWS_AT_ONCE = 65_536
 
@@ -52,58 +55,169 @@ class FeatureTable:
         parts = {"semantic": self.semantic, "collaborative": self.collaborative}
         return {name: values[index] for name, values in parts.items() if values is not None}
 
+    def blocks(self, device: torch.device | str) -> Iterator[dict[str, torch.Tensor]]:
+        """All rows in order, some thousands at once: memory does not grow with the catalogue."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            features = self.rows(slice(start, start + ROWS_AT_ONCE))
+            yield {name: part.to(device) for name, part in features.items()}
+
+
+@dataclass
+class PinnedCodes:
+    """Codes that items and users have from an earlier training.
+
+    Attributes:
+        items: `(items, levels)` int64, -1 for an item that has none; or None.
+        users: the same for users.
+    """
+
+    items: np.ndarray | None = None
+    users: np.ndarray | None = None
+
+
+def code_drift(codes: np.ndarray, pinned: np.ndarray) -> dict[str, Any]:
+    """How far fresh codes are from those that rows had: the share of rows with the same first 1, 2, ... codes.
+
+    Shapes: `(rows, levels)` each; rows of -1 in `pinned` are new and not counted.
+    """
+    known = np.asarray((pinned >= 0).all(axis=1))
+    same = np.cumprod(codes[known] == pinned[known], axis=1) if known.any() else np.zeros((0, codes.shape[1]))
+    return {"rows": int(known.sum()), "same_prefix": same.mean(0).tolist() if known.any() else []}
+
 
 @dataclass
 class Codes:
     """Codes of every item and user.
 
     Attributes:
-        items: `(items, levels)` int64, no two rows alike.
-        users: `(users, levels)` int64; users may share.
-        health: use of the code books and the price of unique item codes.
+        items: `(items, levels)` int64, no two rows alike (unless collisions were left).
+        users: `(users, levels)` int64; users may share. None where the model has no user side.
+        collisions: what unique item codes cost.
+        health: use of the code books by side, before collisions were resolved.
+        drift: against the codes of an earlier training, by side, what the fresh codes would be.
     """
 
     items: np.ndarray
-    users: np.ndarray
-    health: dict[str, Any]
+    users: np.ndarray | None
+    collisions: CollisionReport
+    health: dict[str, dict[str, Any]]
+    drift: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """What the stage writes about them."""
+        report: dict[str, Any] = {"item_collisions": asdict(self.collisions)}
+        for side, health in self.health.items():
+            report |= {f"{side}_{key}": value for key, value in health.items()}
+        if self.users is not None:
+            report["distinct_user_codes"] = len(np.unique(self.users, axis=0))
+        if self.drift:
+            report["drift"] = self.drift
+        return report
 
 
 @torch.no_grad()
-def embed_all(model: DualSCIDModel, users: FeatureTable, items: FeatureTable) -> tuple[torch.Tensor, torch.Tensor]:
-    """SC embeddings of all users and items, on the CPU. Shapes: `(users, sc_dim)`, `(items, sc_dim)`."""
+def embed_all(
+    model: DualSCIDModel, users: FeatureTable | None, items: FeatureTable
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """SC embeddings of all users and items, on the CPU. Shapes: `(users, sc_dim)` or None, `(items, sc_dim)`."""
 
-    def embed(side, table: FeatureTable) -> torch.Tensor:
-        blocks = []
-        for start in range(0, len(table), ROWS_AT_ONCE):
-            features = table.rows(slice(start, start + ROWS_AT_ONCE))
-            blocks.append(side({name: part.to(model.device) for name, part in features.items()}).float().cpu())
-        return torch.cat(blocks)
+    def embed(side: Callable, table: FeatureTable) -> torch.Tensor:
+        return torch.cat([side(features).float().cpu() for features in table.blocks(model.device)])
 
-    return embed(model.embed_users, users), embed(model.embed_items, items)
+    user_vectors = None if users is None or not model.config.has_users else embed(model.embed_users, users)
+    return user_vectors, embed(model.embed_items, items)
 
 
 @torch.no_grad()
-def assign_codes(model: DualSCIDModel, users: FeatureTable, items: FeatureTable) -> Codes:
+def quantize_all(embed: Callable, rqvae: RQVAEModel, table: FeatureTable) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Raw codes and latents of one side, and the health of its code books, block by block in fp32.
+
+    Shapes: `(rows, levels)` int64, `(rows, codebook_dim)` float32.
+    """
+    codes, latents, error = [], [], 0.0
+    with torch.autocast(rqvae.device.type, enabled=False):
+        for features in table.blocks(rqvae.device):
+            latent = rqvae.latent(embed(features))
+            chosen, residual = rqvae.quantizer.codes(latent)
+            last = rqvae.quantizer.codebooks[-1][chosen[:, -1]]
+            error += float((residual - last).square().sum())
+            codes.append(chosen.cpu().numpy())
+            latents.append(latent.cpu().numpy())
+    stacked = np.concatenate(codes)
+    health = codebook_health(stacked, rqvae.config.codebook_sizes) | {"quantization_error": error / len(stacked)}
+    return stacked, np.concatenate(latents), health
+
+
+def assign_codes(
+    model: DualSCIDModel,
+    users: FeatureTable | None,
+    items: FeatureTable,
+    collisions: str = "assignment",
+    previous: PinnedCodes | None = None,
+    pin: bool = True,
+) -> Codes:
     """Codes of everybody, in fp32; those of the items are made unique.
 
+    Args:
+        collisions: strategy, one of `align3gr.scid.collisions.STRATEGIES`.
+        previous: codes of an earlier training, against which the drift is measured.
+        pin: whether items and users keep their previous codes; new items then take free codes around them.
+
     Raises:
-        ValueError: the code books have fewer combinations than there are items under a prefix.
+        InputError: the code books have fewer combinations than there are items under a prefix, or pinning does not go
+            with the strategy.
     """
     model.eval()
-    user_vectors, item_vectors = (vectors.to(model.device) for vectors in embed_all(model, users, items))
-    user_codes = model.user_rqvae.encode(user_vectors).cpu().numpy()
-    raw, residuals = (part.cpu().numpy() for part in model.item_rqvae.encode_with_residual(item_vectors))
-    books = [book.float().cpu().numpy() for book in model.item_rqvae.quantizer.codebooks]
-    item_codes, report = resolve_collisions(raw, residuals, books[-1], books[-2] if len(books) > 1 else None)
-    health = {
-        "item_utilisation": utilisation(raw, model.item_rqvae.config.codebook_sizes),
-        "user_utilisation": utilisation(user_codes, model.user_rqvae.config.codebook_sizes),
-        "item_collisions": asdict(report),
-        "distinct_user_codes": len(np.unique(user_codes, axis=0)),
-    }
-    return Codes(item_codes, user_codes, health)
+    previous = previous or PinnedCodes()
+    raw, latents, item_health = quantize_all(model.embed_items, model.item_rqvae, items)
+    books = [book.detach().float().cpu().numpy() for book in model.item_rqvae.quantizer.codebooks]
+    codes = Codes(raw, None, CollisionReport(collisions, 0, 0, 0.0, 0), {"item": item_health})
+    if previous.items is not None and pin:
+        codes.items, codes.collisions = _beside_pinned(raw, latents, books, collisions, previous.items)
+    else:
+        codes.items, codes.collisions = resolve_collisions(raw, latents, books, collisions)
+    if previous.items is not None:
+        codes.drift["item"] = code_drift(raw, previous.items)
+    if users is not None and model.config.has_users:
+        codes.users, _, codes.health["user"] = quantize_all(model.embed_users, model.user_rqvae, users)
+        model.user_rqvae.config.health = model.config.user_rqvae["health"] = codes.health["user"]
+        if previous.users is not None:
+            codes.drift["user"] = code_drift(codes.users, previous.users)
+            if pin:
+                codes.users = np.where(previous.users >= 0, previous.users, codes.users)
+    model.item_rqvae.config.health = model.config.item_rqvae["health"] = item_health
+    return codes
 
 
-def utilisation(codes: np.ndarray, codebook_sizes: list[int]) -> list[float]:
-    """Share of each level's codes that are used. Shape: `codes` `(rows, levels)`."""
-    return [len(np.unique(codes[:, level])) / size for level, size in enumerate(codebook_sizes)]
+def _beside_pinned(
+    raw: np.ndarray, latents: np.ndarray, books: list[np.ndarray], collisions: str, pinned: np.ndarray
+) -> tuple[np.ndarray, CollisionReport]:
+    """Pinned items keep their codes; new ones take the cheapest free paths."""
+    if collisions == "extra-level":
+        raise InputError("pin: does not go with collisions 'extra-level'; take nearest-free, or pin: false")
+    known = np.asarray((pinned >= 0).all(axis=1))
+    codes = np.where(known[:, None], pinned, raw)
+    strategy = "none" if collisions == "none" else "nearest-free"
+    if (~known).any():
+        fresh, report = resolve_collisions(codes[~known], latents[~known], books, strategy, taken=pinned[known])
+        codes[~known] = fresh
+        return codes, report
+    return codes, CollisionReport(strategy, 0, 0, 0.0, 0)
+
+
+def codebook_health(codes: np.ndarray, codebook_sizes: list[int]) -> dict[str, Any]:
+    """How a level's codes are used: the share that is used, perplexity and entropy in bits; and shared codes.
+
+    Shape: `codes` `(rows, levels)`.
+    """
+    health: dict[str, Any] = {"utilisation": [], "perplexity": [], "entropy": []}
+    for level, size in enumerate(codebook_sizes):
+        counts = np.bincount(codes[:, level], minlength=size)
+        share = counts[counts > 0] / len(codes)
+        entropy = float(-(share * np.log2(share)).sum())
+        health["utilisation"].append(float((counts > 0).mean()))
+        health["perplexity"].append(2**entropy)
+        health["entropy"].append(entropy)
+    _, sharing = np.unique(codes, axis=0, return_counts=True)
+    health["collisions"] = int(sharing[sharing > 1].sum())
+    return health

@@ -6,93 +6,40 @@ item suits, and lose what it is; and the encoder could please the quantiser by s
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from align3gr.errors import InputError
+from align3gr.scid.card import CardMixin, model_card
+from align3gr.scid.configuration_dual_scid import DualSCIDConfig
 from align3gr.scid.configuration_rqvae import RQVAEConfig
-from align3gr.scid.modeling_rqvae import RQVAEModel, mlp
+from align3gr.scid.losses import CodebookDiversity, collaborative_contrast, u2i_loss
+from align3gr.scid.modeling_rqvae import RQVAEModel
+from align3gr.scid.quantizer import mlp
 
-
-class DualSCIDConfig(PretrainedConfig):
-    """Settings of a [`DualSCIDModel`].
-
-    Args:
-        item_semantic_dim, item_collaborative_dim: widths of the item features; 0 leaves a kind out.
-        user_semantic_dim, user_collaborative_dim: the same for users.
-        semantic_weight: scale of the semantic part against the collaborative part (scale 1). The rows of both are
-            brought to unit length before.
-        hidden_dim: width of the hidden layer of each SC encoder.
-        sc_dim: width of the unified embeddings SC_u and SC_i.
-        item_rqvae, user_rqvae: settings of the two quantisers, as [`RQVAEConfig`] or dict; `input_dim` is `sc_dim`.
-    """
-
-    model_type = "align3gr_dual_scid"
-
-    def __init__(
-        self,
-        item_semantic_dim: int = 128,
-        item_collaborative_dim: int = 64,
-        user_semantic_dim: int = 128,
-        user_collaborative_dim: int = 64,
-        semantic_weight: float = 1.0,
-        hidden_dim: int = 256,
-        sc_dim: int = 64,
-        item_rqvae: RQVAEConfig | dict[str, Any] | None = None,
-        user_rqvae: RQVAEConfig | dict[str, Any] | None = None,
-        **kwargs,
-    ) -> None:
-        self.item_semantic_dim = item_semantic_dim
-        self.item_collaborative_dim = item_collaborative_dim
-        self.user_semantic_dim = user_semantic_dim
-        self.user_collaborative_dim = user_collaborative_dim
-        self.semantic_weight = semantic_weight
-        self.hidden_dim = hidden_dim
-        self.sc_dim = sc_dim
-        self.item_rqvae = _rqvae_dict(item_rqvae, sc_dim, item_semantic_dim + item_collaborative_dim)
-        self.user_rqvae = _rqvae_dict(user_rqvae, sc_dim, user_semantic_dim + user_collaborative_dim)
-        super().__init__(**kwargs)
-
-
-def _rqvae_dict(config: RQVAEConfig | dict[str, Any] | None, sc_dim: int, output_dim: int) -> dict[str, Any]:
-    if isinstance(config, RQVAEConfig):
-        config = config.to_diff_dict()
-    return {**(config or {}), "input_dim": sc_dim, "output_dim": output_dim}
+Features = dict[str, torch.Tensor]
 
 
 @dataclass
 class DualSCIDOutput(ModelOutput):
     """
     Args:
-        u2i_loss: Eq. (1), a scalar.
+        u2i_loss: Eq. (1), a scalar; None where not asked for.
         user_rq_loss, item_rq_loss: the quantisation terms of Eq. (2), scalars; None where not asked for.
+        regularization: LETTER's regularisers with their weights, a scalar; None where both weights are 0.
     """
 
     u2i_loss: torch.Tensor | None = None
     user_rq_loss: torch.Tensor | None = None
     item_rq_loss: torch.Tensor | None = None
-
-
-def u2i_loss(users: torch.Tensor, items: torch.Tensor, false_negatives: torch.Tensor | None = None) -> torch.Tensor:
-    """Sampled softmax over the items of the batch, Eq. (1) of Align3GR.
-
-    Args:
-        users: `(batch, dim)` SC embeddings of the users.
-        items: `(batch, dim)` SC embeddings of each user's positive item; the others of the batch are its negatives.
-        false_negatives: `(batch, batch)` bool, true at (b, j) where user b did interact with item j: such an item is
-            no negative. The diagonal, where the positives stand, is never masked.
-    """
-    scores = (users @ items.T).float()
-    if false_negatives is not None:
-        diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(false_negatives & ~diagonal, float("-inf"))
-    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+    regularization: torch.Tensor | None = None
 
 
 class SCEncoder(nn.Module):
@@ -105,11 +52,11 @@ class SCEncoder(nn.Module):
 
     def __init__(self, semantic_dim: int, collaborative_dim: int, config: DualSCIDConfig) -> None:
         super().__init__()
-        if semantic_dim + collaborative_dim == 0:
-            raise InputError("an SC encoder needs semantic or collaborative features, both widths are 0")
         self.semantic_weight = config.semantic_weight
-        self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
-        self.mlp = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])
+        self.trained = config.sc_encoder == "mlp"
+        if self.trained:
+            self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
+            self.mlp = mlp([semantic_dim + collaborative_dim, config.hidden_dim, config.sc_dim])
 
     @property
     def last(self) -> nn.Linear:
@@ -133,10 +80,10 @@ class SCEncoder(nn.Module):
     def forward(self, semantic: torch.Tensor | None = None, collaborative: torch.Tensor | None = None) -> torch.Tensor:
         """Shapes: as `features` -> `(batch, sc_dim)`."""
         features = self.features(semantic, collaborative)
-        return self.projection(features) + self.mlp(features)
+        return self.projection(features) + self.mlp(features) if self.trained else features
 
 
-class DualSCIDModel(PreTrainedModel):
+class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
     """SC encoders and RQ-VAEs of users and items, trained together and used apart."""
 
     config_class = DualSCIDConfig
@@ -145,9 +92,15 @@ class DualSCIDModel(PreTrainedModel):
     def __init__(self, config: DualSCIDConfig) -> None:
         super().__init__(config)
         self.item_encoder = SCEncoder(config.item_semantic_dim, config.item_collaborative_dim, config)
-        self.user_encoder = SCEncoder(config.user_semantic_dim, config.user_collaborative_dim, config)
         self.item_rqvae = RQVAEModel(RQVAEConfig(**config.item_rqvae))
-        self.user_rqvae = RQVAEModel(RQVAEConfig(**config.user_rqvae))
+        if config.has_users:
+            self.user_encoder = SCEncoder(config.user_semantic_dim, config.user_collaborative_dim, config)
+            self.user_rqvae = RQVAEModel(RQVAEConfig(**config.user_rqvae))
+        if config.contrastive_weight:
+            width = self.item_rqvae.config.codebook_dim
+            self.collaborative_head = nn.Linear(config.item_collaborative_dim, width, bias=False)
+        if config.diversity_weight:
+            self.diversity = CodebookDiversity()
         # False while the autoencoders learn without their quantisers, before the code books start.
         self.quantize = True
         self.post_init()
@@ -155,7 +108,8 @@ class DualSCIDModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         self.item_rqvae._init_weights(module)
-        for encoder in (self.item_encoder, self.user_encoder):
+        sides = [self.item_encoder] + ([self.user_encoder] if self.config.has_users else [])
+        for encoder in sides if self.config.sc_encoder == "mlp" else []:
             if module is encoder.projection:
                 init.orthogonal_(module.weight)
             elif module is encoder.last:
@@ -163,48 +117,79 @@ class DualSCIDModel(PreTrainedModel):
 
     def forward(
         self,
-        users: dict[str, torch.Tensor],
-        items: dict[str, torch.Tensor],
+        users: Features | None = None,
+        items: Features | None = None,
         false_negatives: torch.Tensor | None = None,
-        quantize_users: dict[str, torch.Tensor] | None = None,
-        quantize_items: dict[str, torch.Tensor] | None = None,
+        log_q: torch.Tensor | None = None,
+        quantize_users: Features | None = None,
+        quantize_items: Features | None = None,
+        item_rows: torch.Tensor | None = None,
     ) -> DualSCIDOutput:
         """The terms of Eq. (2).
 
         Args:
-            users, items: features of the interacting pairs, each `{"semantic": (batch, dim), "collaborative": ...}`.
-            false_negatives: see [`u2i_loss`].
+            users, items: features of the interacting pairs, each `{"semantic": (batch, dim), "collaborative": ...}`;
+                None leaves Eq. (1) out.
+            false_negatives, log_q: see [`u2i_loss`].
             quantize_users, quantize_items: features of the rows whose quantisation is trained; None leaves the
                 quantisation terms out.
+            item_rows: `(batch,)` which items `quantize_items` are, for LETTER's regulariser.
         """
-        output = DualSCIDOutput(u2i_loss=u2i_loss(self.embed_users(users), self.embed_items(items), false_negatives))
+        output = DualSCIDOutput()
+        if users is not None and items is not None:
+            output.u2i_loss = u2i_loss(
+                self.embed_users(users), self.embed_items(items), false_negatives, self.config.u2i_temperature, log_q
+            )
         if quantize_users is not None:
             output.user_rq_loss = self.user_rqvae(
                 self.embed_users(quantize_users), self.user_encoder.features(**quantize_users), self.quantize
             ).loss
         if quantize_items is not None:
-            output.item_rq_loss = self.item_rqvae(
+            quantization = self.item_rqvae(
                 self.embed_items(quantize_items), self.item_encoder.features(**quantize_items), self.quantize
-            ).loss
+            )
+            output.item_rq_loss = quantization.loss
+            if self.quantize:
+                output.regularization = self._regularization(quantization, quantize_items, item_rows)
         return output
 
-    def embed_users(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _regularization(self, quantization, items: Features, rows: torch.Tensor | None) -> torch.Tensor | None:
+        total = None
+        if self.config.contrastive_weight and rows is not None:
+            vectors = self.collaborative_head(F.normalize(items["collaborative"], dim=1))
+            total = self.config.contrastive_weight * collaborative_contrast(quantization.quantized, vectors, rows)
+        if self.config.diversity_weight:
+            diversity = self.diversity(self.item_rqvae.quantizer.codebooks, quantization.codes)
+            total = self.config.diversity_weight * diversity + (0 if total is None else total)
+        return total
+
+    def embed_users(self, features: Features) -> torch.Tensor:
         """SC_u. Shape: features -> `(batch, sc_dim)`."""
+        if not self.config.has_users:
+            raise InputError("users: the model has an item side only; train it with user features")
         return self.user_encoder(features.get("semantic"), features.get("collaborative"))
 
-    def embed_items(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def embed_items(self, features: Features) -> torch.Tensor:
         """SC_i. Shape: features -> `(batch, sc_dim)`."""
         return self.item_encoder(features.get("semantic"), features.get("collaborative"))
 
     @torch.no_grad()
-    def encode_users(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def encode_users(self, features: Features) -> torch.Tensor:
         """User codes, the user side alone. Shape: features -> `(batch, levels)` int64."""
-        return self.user_rqvae.encode(self.embed_users(features))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.user_rqvae.encode(self.embed_users(features))
 
     @torch.no_grad()
-    def encode_items(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def encode_items(self, features: Features) -> torch.Tensor:
         """Item codes, the item side alone and before collisions are resolved. Shape: `(batch, levels)` int64."""
-        return self.item_rqvae.encode(self.embed_items(features))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.item_rqvae.encode(self.embed_items(features))
+
+    def card(self) -> ModelCard:
+        sides = {"items": self.config.item_rqvae.get("health")}
+        if self.config.has_users:
+            sides["users"] = self.config.user_rqvae.get("health")
+        return model_card(type(self).__name__, self.config, sides)
 
 
 AutoConfig.register(DualSCIDConfig.model_type, DualSCIDConfig, exist_ok=True)

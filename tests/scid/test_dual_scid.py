@@ -11,7 +11,6 @@ from align3gr.scid import (
     FeatureTable,
     RQVAEConfig,
     assign_codes,
-    resolve_collisions,
     train_dual_scid,
     u2i_loss,
 )
@@ -108,26 +107,3 @@ def test_save_and_load(tmp_path):
     again = DualSCIDModel.from_pretrained(tmp_path)
     assert torch.equal(again.encode_items(items.rows(slice(0, 40))), model.encode_items(items.rows(slice(0, 40))))
     assert torch.equal(again.encode_users(users.rows(slice(0, 60))), model.encode_users(users.rows(slice(0, 60))))
-
-
-def test_collisions_take_the_cheapest_free_codes():
-    book = np.array([[0.0], [1.0], [5.0]])
-    codes = np.array([[0, 0], [0, 0], [0, 0], [1, 2]])
-    residuals = np.array([[0.0], [0.4], [0.2], [5.0]])
-    # Best of all permutations of the three in the first group: 0 -> 0.0, 0.4 -> 1.0, 0.2 -> 5.0 costs 0.36 + 23.04,
-    # sending 0.4 to 5.0 costs 0.64 + 21.16 in all, which is less.
-    unique, report = resolve_collisions(codes, residuals, book)
-    assert unique.tolist() == [[0, 0], [0, 2], [0, 1], [1, 2]]
-    assert (report.collided, report.moved) == (3, 2)
-    assert report.extra_distance == pytest.approx((0.64 - 0.04 + 21.16 - 0.16) / 4)
-
-
-def test_a_group_larger_than_the_codebook_spills_into_the_nearest_prefix():
-    book = np.array([[0.0], [1.0]])
-    codes = np.array([[0, 0], [0, 0], [0, 1]])
-    residuals = np.array([[0.0], [0.9], [1.0]])
-    unique, _ = resolve_collisions(codes, residuals, book, previous_codebook=np.array([[0.0], [2.0]]))
-    assert len(np.unique(unique, axis=0)) == 3
-    assert unique[:, 0].tolist() == [0, 0, 1]  # the third is nearest to the sibling prefix
-    with pytest.raises(ValueError, match="larger codebooks"):
-        resolve_collisions(np.zeros((5, 2), int), np.zeros((5, 1)), book, previous_codebook=np.array([[0.0], [2.0]]))

@@ -1,0 +1,61 @@
+"""The model card of a quantiser: what it is, how healthy its code books are, how it is used."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+def model_card(name: str, config: Any, sides: dict[str, dict[str, Any] | None]) -> ModelCard:
+    """A card that stands on the Hub by itself.
+
+    Args:
+        name: class of the model.
+        config: its configuration.
+        sides: for each quantiser ("items", "users", or "" where there is one) its `health`, or None before training.
+    """
+    lines = [
+        f"# {name}",
+        "",
+        "Residual-quantised codes (semantic-collaborative IDs) for recommendation, made with "
+        "[align3gr](https://pypi.org/project/align3gr).",
+        "",
+        "```python",
+        "import align3gr  # registers the model with transformers",
+        "from transformers import AutoModel",
+        "",
+        'model = AutoModel.from_pretrained("<this repository>")',
+        "```",
+    ]
+    for side, health in sides.items():
+        lines += ["", f"## Code books{' of ' + side if side else ''}", ""]
+        if not health:
+            lines.append("Not measured: the model was saved without training by align3gr.")
+            continue
+        lines += ["| level | utilisation | perplexity | entropy (bits) |", "|---:|---:|---:|---:|"]
+        columns = (health[key] for key in ("utilisation", "perplexity", "entropy"))
+        for level, (used, perplexity, entropy) in enumerate(zip(*columns, strict=True)):
+            lines.append(f"| {level} | {used:.1%} | {perplexity:.1f} | {entropy:.2f} |")
+        facts = ((k, v) for k, v in health.items() if not isinstance(v, list))
+        lines += ["", *(f"- {key.replace('_', ' ')}: {value:.4g}" for key, value in facts)]
+    data = ModelCardData(library_name="align3gr", tags=["recommendation", "semantic-ids", config.model_type])
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+class CardMixin:
+    """Saves a card beside the weights, and pushes it with them."""
+
+    config: Any
+
+    def card(self) -> ModelCard:
+        return model_card(type(self).__name__, self.config, {"": self.config.health})
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        self.card().save(Path(save_directory) / "README.md")
+
+    def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:
+        result = super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]
+        # transformers puts a card of its own into the upload; ours says what the code books are like.
+        self.card().push_to_hub(repo_id, token=kwargs.get("token"), revision=kwargs.get("revision"))
+        return result

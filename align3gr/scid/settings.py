@@ -1,0 +1,111 @@
+"""What kind of SCIDs: the options of the token level, and the model that they describe.
+
+| variant | options |
+|---|---|
+| the paper: dual, collaborative features, U2I | the defaults |
+| item side only | `sides: item` |
+| without U2I | `alignment_epochs: 0`, `alpha: 0` |
+| without collaborative features | `collaborative: none` in the embed stage |
+| plain RQ-VAE on texts (TIGER, LC-Rec) | `sides: item`, with `collaborative: none` in the embed stage |
+| LETTER's regularisation | `contrastive_weight: 0.02`, `diversity_weight: 0.0001` |
+| residual k-means | `sc_encoder: none`, `quantization_epochs: 0` |
+| imported codes | `sides: item`, `item_codes: X.index.json`, `collisions: none` or `extra-level` |
+"""
+
+from dataclasses import dataclass, field
+
+from align3gr.errors import InputError
+from align3gr.scid.collisions import STRATEGIES
+from align3gr.scid.configuration_dual_scid import DualSCIDConfig
+from align3gr.scid.configuration_rqvae import RQVAEConfig, propose_codebook_sizes
+
+
+def _option(default, text: str, *choices: str):
+    metadata = {"help": text} | ({"choices": list(choices)} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class SCIDSettings:
+    """Options of the token level; see the module for the variants they make."""
+
+    sides: str = _option("dual", "Whether users have codes too.", "dual", "item")
+    item_codebook_sizes: list[int] = _option([256, 256, 256], "Codes at each level of an item's SCID.")
+    user_codebook_sizes: list[int] = _option([256, 256, 256], "Codes at each level of a user's SCID.")
+    auto_codebook_sizes: bool = _option(
+        False, "Take 3 levels for items whose size follows from the catalogue, in place of item_codebook_sizes."
+    )
+    codebook_dim: int = _option(32, "Width of a code vector.")
+    hidden_dims: list[int] = _option([], "Widths of the RQ-VAEs' hidden layers; none makes them linear.")
+    semantic_weight: float = _option(0.5, "Scale of the semantic features against the collaborative ones.")
+    sc_encoder: str = _option("mlp", "SC encoder in front of the quantisers.", "mlp", "none")
+    hidden_dim: int = _option(256, "Width of the SC encoders' hidden layer.")
+    sc_dim: int = _option(64, "Width of the unified embeddings.")
+    u2i_temperature: float = _option(1.0, "Divides the scores of Eq. (1).")
+    contrastive_weight: float = _option(0.0, "LETTER's collaborative regulariser on items.")
+    diversity_weight: float = _option(0.0, "LETTER's diversity regulariser on items.")
+    commitment_weight: float = _option(0.25, "Weight of the commitment term.")
+    estimator: str = _option("straight-through", "How gradients pass the quantiser.", "straight-through", "rotation")
+    codebook_update: str = _option("loss", "How code vectors learn.", "loss", "ema")
+    ema_decay: float = _option(0.99, "Decay of the running means of codebook_update ema.")
+    sinkhorn_epsilon: float = _option(0.0, "Above 0, training balances the use of codes by Sinkhorn's algorithm.")
+    revive_after: int = _option(100, "Steps after which an unused code is put somewhere else; 0 never.")
+    collisions: str = _option("assignment", "What makes item codes unique.", *STRATEGIES)
+    item_codes: str | None = _option(None, "Ready item codes (Parquet or *.index.json) in place of training.")
+    previous: str | None = _option(None, "Folder scid of an earlier run whose codes keep their meaning.")
+    pin: bool = _option(True, "With previous: items and users that had codes keep them.")
+
+    def __post_init__(self) -> None:
+        if self.item_codes and self.sides != "item":
+            raise InputError("item_codes: ready codes have no user side; set sides: item")
+        if self.item_codes and self.collisions not in ("none", "extra-level"):
+            raise InputError(
+                f"collisions: '{self.collisions}' needs a trained model; with item_codes take none or extra-level"
+            )
+        if self.item_codes and self.previous:
+            raise InputError("previous: does not apply to ready item_codes; leave one of them out")
+        if self.auto_codebook_sizes and self.item_codebook_sizes != [256, 256, 256]:
+            raise InputError("auto_codebook_sizes: leave item_codebook_sizes out, or set it to false")
+        if self.sc_encoder == "none" and (self.hidden_dims or self.contrastive_weight):
+            raise InputError("sc_encoder: 'none' quantises the features themselves; leave hidden_dims and weights out")
+
+    def item_sizes(self, num_items: int) -> list[int]:
+        """Codes at each level for a catalogue."""
+        return propose_codebook_sizes(num_items).sizes if self.auto_codebook_sizes else self.item_codebook_sizes
+
+    def model_config(self, num_items: int, items: tuple[int, int], users: tuple[int, int]) -> DualSCIDConfig:
+        """The model for a catalogue.
+
+        Args:
+            num_items: items of the catalogue.
+            items, users: widths of the semantic and the collaborative features.
+        """
+
+        def quantizer(sizes: list[int]) -> RQVAEConfig:
+            return RQVAEConfig(
+                codebook_sizes=sizes,
+                codebook_dim=self.codebook_dim,
+                hidden_dims=self.hidden_dims,
+                commitment_weight=self.commitment_weight,
+                estimator=self.estimator,
+                codebook_update=self.codebook_update,
+                ema_decay=self.ema_decay,
+                sinkhorn_epsilon=self.sinkhorn_epsilon,
+                revive_after=self.revive_after,
+            )
+
+        return DualSCIDConfig(
+            *items,
+            *(users if self.sides == "dual" else (0, 0)),
+            semantic_weight=self.semantic_weight,
+            sc_encoder=self.sc_encoder,
+            hidden_dim=self.hidden_dim,
+            sc_dim=self.sc_dim,
+            u2i_temperature=self.u2i_temperature,
+            contrastive_weight=self.contrastive_weight,
+            diversity_weight=self.diversity_weight,
+            item_rqvae=quantizer(self.item_sizes(num_items)),
+            user_rqvae=quantizer(self.user_codebook_sizes),
+        )
