@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from align3gr.data import Split
@@ -16,6 +15,7 @@ from align3gr.encoders import Embeddings
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import expand, parse, run_recipe
 from align3gr.scid import (
+    ENCODERS,
     DualSCIDModel,
     DualSCIDTrainingConfig,
     FeatureTable,
@@ -30,20 +30,12 @@ from align3gr.scid import (
     train_dual_scid,
 )
 
+KINDS = ("semantic", "collaborative")
+
 
 @dataclass
 class SCIDArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; codes and model appear in its folder scid."})
-
-
-def previous_codes(folder: Path, name: str, id_column: str, ids: pl.Series) -> np.ndarray | None:
-    """Codes that an earlier run gave, -1 for who is new. Shape: `(ids, levels)`."""
-    table = read_code_table(folder / name, id_column)
-    if not table.codes.shape[1]:
-        return None
-    row = {entity: i for i, entity in enumerate(table.ids)}
-    rows = np.asarray([row.get(entity, -1) for entity in ids])
-    return np.where(rows[:, None] >= 0, table.codes[rows], -1)
 
 
 def import_codes(settings: SCIDSettings, split: Split) -> tuple[np.ndarray, list[int], dict[str, Any]]:
@@ -64,8 +56,8 @@ def train_codes(
     previous = PinnedCodes()
     if settings.previous:
         earlier = expand(settings.previous)
-        previous.items = previous_codes(earlier, "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
-        previous.users = previous_codes(earlier, "user_codes.parquet", USER_ID, split.users[USER_ID])
+        previous.items = read_code_table(earlier / "item_codes.parquet", ITEM_ID).lookup(split.items[ITEM_ID])
+        previous.users = read_code_table(earlier / "user_codes.parquet", USER_ID).lookup(split.users[USER_ID])
     torch.manual_seed(training.seed)
     model = DualSCIDModel(settings.model_config(len(items), items.dims, users.dims))
     history = train_dual_scid(
@@ -80,6 +72,12 @@ def train_codes(
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     codes = assign_codes(model, users, items, settings.collisions, previous, settings.pin)
     model.save_pretrained(folder / "model")
+    # New items and users are given codes from this folder alone.
+    (folder / ENCODERS).mkdir(exist_ok=True)
+    shutil.copy(embeddings / "items.parquet", folder / ENCODERS)
+    for name in (f"{kind}_encoder" for kind in KINDS):
+        if (embeddings / name).is_dir():
+            shutil.copytree(embeddings / name, folder / ENCODERS / name, dirs_exist_ok=True)
     sizes = list(model.item_rqvae.config.codebook_sizes)
     if codes.items.shape[1] > len(sizes):
         sizes.append(int(codes.items[:, -1].max()) + 1)
@@ -95,6 +93,7 @@ def main() -> None:
         inputs.append(expand(settings.item_codes))
     else:
         inputs += [embeddings / "items.parquet", embeddings / "users.parquet"]
+        inputs += [folder for kind in KINDS if (folder := embeddings / f"{kind}_encoder").is_dir()]
     if settings.previous:
         inputs += [expand(settings.previous) / f"{side}_codes.parquet" for side in ("item", "user")]
     values = asdict(settings) | asdict(training)

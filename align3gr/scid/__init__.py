@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
+    from align3gr.scid.assigner import ENCODERS, SCIDAssigner
     from align3gr.scid.code_table import (
         CodeTable,
         codes_column,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = attach(
     __name__,
     {
+        "assigner": ("ENCODERS", "SCIDAssigner"),
         "code_table": (
             "CodeTable",
             "codes_column",

@@ -51,6 +51,14 @@ class CodeTable:
             )
         return np.asarray(found, dtype=np.int64)
 
+    def lookup(self, ids: Sequence[str] | pl.Series) -> np.ndarray | None:
+        """Codes where the table has them, -1 where it has not; None where it has no levels. Shape: `(ids, levels)`."""
+        if not self.codes.shape[1]:
+            return None
+        row = {name: i for i, name in enumerate(self.ids)}
+        rows = np.asarray([row.get(name, -1) for name in ids], dtype=np.int64)
+        return np.where(rows[:, None] >= 0, self.codes[rows], -1)
+
     def select(self, ids: Sequence[str] | pl.Series) -> np.ndarray:
         """The codes of the given ids, in their order. Shape: `(len(ids), levels)` int64."""
         return self.codes[self.rows(ids)]
@@ -138,7 +146,8 @@ def _read_parquet(path: Path, id_column: str) -> CodeTable:
         name = ids.filter(ids.is_null() | ids.is_duplicated())[0]
         raise InputError(f"{path}: {id_column} {name!r} is null or stands in two rows; keep one row an id")
     lengths = codes.list.len().unique().sort()  # null where a row has no list
-    if len(lengths) != 1 or lengths[0] in (None, 0):
+    # Users without codes are rows of no levels: the model had no user side.
+    if len(lengths) != 1 or lengths[0] is None or (lengths[0] == 0 and id_column == ITEM_ID):
         raise InputError(f"{path}: column '{CODES}' has rows of {lengths.to_list()} levels, expected one length")
     flat = codes.explode(empty_as_null=False)
     if flat.null_count() or flat.min() < 0:  # type: ignore[operator]

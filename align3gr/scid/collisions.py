@@ -2,7 +2,7 @@
 
 | strategy | what it does | who uses it |
 |---|---|---|
-| `assignment` | within each group that shares all levels but the last, last codes of least total distance | default here |
+| `assignment` | within each group that shares all levels but the last, last codes of least total distance | default |
 | `sinkhorn` | the same groups, last codes spread by an entropic transport plan, in rounds | LC-Rec |
 | `nearest-free` | each collided item but the best one takes the cheapest path of codes that is free, at any level | |
 | `extra-level` | one more level that numbers the items of a group | TIGER |

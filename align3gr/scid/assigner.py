@@ -1,0 +1,208 @@
+"""SCIDs for items and users that came after training, from the saved folder of the token level alone."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from align3gr.data.schema import ITEM_ID
+from align3gr.encoders.collaborative import CollaborativeEncoder, load_collaborative_encoder
+from align3gr.encoders.embeddings import Embeddings
+from align3gr.encoders.semantic import TextEncoder, load_text_encoder
+from align3gr.errors import InputError
+from align3gr.scid.code_table import CodeTable, load_codebook_sizes, read_code_table, save_codes
+from align3gr.scid.collisions import resolve_collisions
+from align3gr.scid.features import FeatureTable, quantize_all
+from align3gr.scid.modeling_dual_scid import DualSCIDModel
+
+logger = logging.getLogger(__name__)
+
+ENCODERS = "encoders"
+# Items by whose behaviour a new item's is guessed.
+NEIGHBOURS = 10
+
+
+class SCIDAssigner:
+    """Gives codes to new items and users; no existing code changes.
+
+    A new item has no interactions, so its collaborative vector is guessed: the mean of those of the ten items with the
+    most similar texts, weighed by similarity. It then takes the cheapest path of codes that is free.
+
+    ```python
+    assigner = SCIDAssigner.from_pretrained("runs/yelp/scid")
+    codes = assigner.add_items(["new-1"], ["Nonna's Kitchen. Italian, Pizza, Restaurants"])
+    user = assigner.user_codes(["Interested in pizza."], histories=[["17", "4"]])
+    ```
+
+    Args:
+        model: the trained token level.
+        items: the codes of the catalogue, which stay.
+        vectors: embeddings of the catalogue, in the order of `items`.
+        text_encoder, collaborative_encoder: as saved by the embed stage; None where the kind is not used.
+        share: whether items may share codes, as they do in catalogues that were made with `collisions: none`.
+    """
+
+    def __init__(
+        self,
+        model: DualSCIDModel,
+        items: CodeTable,
+        vectors: Embeddings,
+        text_encoder: TextEncoder | None = None,
+        collaborative_encoder: CollaborativeEncoder | None = None,
+        share: bool = False,
+    ) -> None:
+        config = model.config
+        if items.codes.shape[1] != len(config.item_rqvae["codebook_sizes"]):
+            raise InputError(
+                f"{items.source}: codes have {items.codes.shape[1]} levels, the model quantises in "
+                f"{len(config.item_rqvae['codebook_sizes'])}; an extra level has no room for new items"
+            )
+        if config.item_semantic_dim and text_encoder is None:
+            raise InputError("text_encoder: the model uses texts; give the encoder that made their vectors")
+        self.model = model.eval()
+        self.text_encoder, self.collaborative_encoder, self.share = text_encoder, collaborative_encoder, share
+        self._ids = list(items.ids)
+        self._codes = items.codes
+        self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
+        self._catalogue = len(self._ids)
+        self._vectors = vectors
+        self._books = [book.detach().float().cpu().numpy() for book in model.item_rqvae.quantizer.codebooks]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "SCIDAssigner":
+        """From the folder `scid` of a run, or the id of a Hub repository that holds its files.
+
+        Raises:
+            InputError: the folder lacks a file; codes that were imported have no model.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            from huggingface_hub import snapshot_download
+
+            root = Path(snapshot_download(str(folder)))
+        if not (root / "model").is_dir():
+            raise InputError(f"{folder}: holds no model; new items need codes that were trained, not imported")
+        items = read_code_table(root / "item_codes.parquet", ITEM_ID)
+        encoders = root / ENCODERS
+        text, collaborative = encoders / "semantic_encoder", encoders / "collaborative_encoder"
+        load_codebook_sizes(root / "codebooks.json")  # an older or foreign folder is refused here
+        return cls(
+            DualSCIDModel.from_pretrained(root / "model"),
+            items,
+            Embeddings.load(encoders / "items.parquet", ITEM_ID, pl.Series(ITEM_ID, items.ids, dtype=pl.String)),
+            load_text_encoder(text) if text.is_dir() else None,
+            load_collaborative_encoder(collaborative) if collaborative.is_dir() else None,
+            share=len(np.unique(items.codes, axis=0)) < len(items.codes),
+        )
+
+    @property
+    def item_codes(self) -> CodeTable:
+        """Codes of the catalogue and of all items added so far."""
+        return CodeTable(list(self._ids), self._codes.copy(), "item codes")
+
+    def save_item_codes(self, path: str | Path) -> None:
+        """Writes [`item_codes`] as the table that later stages read."""
+        save_codes(path, ITEM_ID, self._ids, self._codes)
+
+    def add_items(self, item_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Codes of items; those that are known already keep theirs.
+
+        Args:
+            item_ids: ids, each once.
+            texts: texts in the form of the catalogue's `text` column.
+
+        Returns:
+            `(items, levels)` int64.
+
+        Raises:
+            InputError: an id stands there twice, the lengths differ, or all codes are taken.
+        """
+        if len(item_ids) != len(texts):
+            raise InputError(f"texts: got {len(texts)} for {len(item_ids)} item_ids")
+        if len(set(item_ids)) != len(item_ids):
+            raise InputError(f"item_ids: {next(i for i in item_ids if list(item_ids).count(i) > 1)!r} stands twice")
+        new = [row for row, item_id in enumerate(item_ids) if item_id not in self._rows]
+        if new:
+            features = self._item_features([texts[row] for row in new])
+            raw, latents, _ = quantize_all(self.model.embed_items, self.model.item_rqvae, features)
+            strategy = "none" if self.share else "nearest-free"
+            codes, report = resolve_collisions(raw, latents, self._books, strategy, taken=self._codes)
+            logger.info("%d new items, %d moved to a free SCID", len(new), report.moved)
+            self._codes = np.concatenate([self._codes, codes])
+            for row in new:
+                self._rows[item_ids[row]] = len(self._ids)
+                self._ids.append(item_ids[row])
+        return self._codes[[self._rows[item_id] for item_id in item_ids]]
+
+    def user_codes(self, profiles: Sequence[str], histories: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+        """Codes of users.
+
+        Args:
+            profiles: profile texts; the empty text gives the zero vector, as in training.
+            histories: item ids of each user, oldest first; none or items added later count as no behaviour.
+
+        Returns:
+            `(users, levels)` int64.
+
+        Raises:
+            InputError: the model has no user side, the lengths differ, or a history names an unknown item.
+        """
+        config = self.model.config
+        if not config.has_users:
+            raise InputError("users: the model has an item side only")
+        histories = [[] for _ in profiles] if histories is None else histories
+        if len(histories) != len(profiles):
+            raise InputError(f"histories: got {len(histories)} for {len(profiles)} profiles")
+        semantic = collaborative = None
+        if config.user_semantic_dim and self.text_encoder is not None:
+            semantic = torch.from_numpy(self.text_encoder.encode(list(profiles)))
+        if config.user_collaborative_dim:
+            collaborative = torch.from_numpy(self._user_behaviour(histories, config.user_collaborative_dim))
+        features = FeatureTable(semantic, collaborative)
+        return quantize_all(self.model.embed_users, self.model.user_rqvae, features)[0]
+
+    def _user_behaviour(self, histories: Sequence[Sequence[str]], dim: int) -> np.ndarray:
+        sequences = []
+        for user, history in enumerate(histories):
+            unknown = [item for item in history if item not in self._rows]
+            if unknown:
+                raise InputError(f"histories: user {user} has item {unknown[0]!r}, which has no SCID; add it first")
+            rows = np.asarray([self._rows[item] for item in history], dtype=np.int64)
+            sequences.append(rows[rows < self._catalogue])
+        if self.collaborative_encoder is not None:
+            return self.collaborative_encoder.encode_users(sequences).astype(np.float32)
+        if any(len(sequence) for sequence in sequences):
+            raise InputError(
+                "histories: the collaborative vectors were ready-made columns; there is no encoder for new"
+            )
+        return np.zeros((len(histories), dim), dtype=np.float32)
+
+    def _item_features(self, texts: Sequence[str]) -> FeatureTable:
+        config = self.model.config
+        semantic = collaborative = None
+        if config.item_semantic_dim and self.text_encoder is not None:
+            semantic = self.text_encoder.encode(list(texts)).astype(np.float32)
+        if config.item_collaborative_dim:
+            collaborative = np.zeros((len(texts), config.item_collaborative_dim), dtype=np.float32)
+            if semantic is not None:
+                collaborative = self._guess_behaviour(semantic)
+        return FeatureTable(*(None if part is None else torch.from_numpy(part) for part in (semantic, collaborative)))
+
+    def _guess_behaviour(self, semantic: np.ndarray) -> np.ndarray:
+        """Collaborative vectors of the nearest texts, averaged. Shapes: `(new, dim)` -> `(new, dim)`."""
+        known_texts, known = self._vectors.semantic, self._vectors.collaborative
+        if known_texts is None or known is None:
+            raise InputError("vectors: the embeddings of the catalogue lack a kind that the model uses")
+        known_texts, known = known_texts[known.any(1)], known[known.any(1)]
+        known = known / np.linalg.norm(known, axis=1, keepdims=True)
+        similarity = _unit(semantic) @ _unit(known_texts).T
+        near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+        weights = np.maximum(np.take_along_axis(similarity, near, 1), 0)
+        return np.einsum("nk,nkd->nd", weights, known[near]).astype(np.float32)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
