@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from align3gr.dpo.curriculum import CurriculumStage, ProgressiveCurriculum, run_curriculum
     from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
     from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
+    from align3gr.encoders.configuration_din import DINConfig
+    from align3gr.encoders.modeling_din import DINModel
     from align3gr.errors import InputError
+    from align3gr.scid.assigner import SCIDAssigner
     from align3gr.scid.configuration_dual_scid import DualSCIDConfig
     from align3gr.scid.configuration_rqvae import RQVAEConfig
     from align3gr.scid.modeling_dual_scid import DualSCIDModel
@@ -28,7 +31,10 @@ __getattr__, __all__ = attach(
         "dpo.curriculum": ("CurriculumStage", "ProgressiveCurriculum", "run_curriculum"),
         "dpo.softmax_dpo_config": ("SoftmaxDPOConfig",),
         "dpo.softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
+        "encoders.configuration_din": ("DINConfig",),
+        "encoders.modeling_din": ("DINModel",),
         "errors": ("InputError",),
+        "scid.assigner": ("SCIDAssigner",),
         "scid.configuration_rqvae": ("RQVAEConfig",),
         "scid.configuration_dual_scid": ("DualSCIDConfig",),
         "scid.modeling_dual_scid": ("DualSCIDModel",),
