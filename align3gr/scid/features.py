@@ -107,7 +107,10 @@ class Codes:
         """What the stage writes about them."""
         report: dict[str, Any] = {"item_collisions": asdict(self.collisions)}
         for side, health in self.health.items():
-            report |= {f"{side}_{key}": value for key, value in health.items()}
+            # How many items shared their codes is part of what unique codes cost.
+            report |= {
+                f"{side}_{key}": value for key, value in health.items() if (side, key) != ("item", "collisions")
+            }
         if self.users is not None:
             report["distinct_user_codes"] = len(np.unique(self.users, axis=0))
         if self.drift:
