@@ -37,7 +37,10 @@ def model_card(name: str, config: Any, sides: dict[str, dict[str, Any] | None]) 
         for level, (used, perplexity, entropy) in enumerate(zip(*columns, strict=True)):
             lines.append(f"| {level} | {used:.1%} | {perplexity:.1f} | {entropy:.2f} |")
         facts = ((k, v) for k, v in health.items() if not isinstance(v, list))
-        lines += ["", *(f"- {key.replace('_', ' ')}: {value:.4g}" for key, value in facts)]
+        lines += [
+            "",
+            *(f"- {k.replace('_', ' ')}: {f'{v:,}' if isinstance(v, int) else f'{v:.4g}'}" for k, v in facts),
+        ]
     data = ModelCardData(library_name="align3gr", tags=["recommendation", "semantic-ids", config.model_type])
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
 
@@ -54,8 +57,13 @@ class CardMixin:
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         self.card().save(Path(save_directory) / "README.md")
 
-    def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:
-        result = super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]
-        # transformers puts a card of its own into the upload; ours says what the code books are like.
-        self.card().push_to_hub(repo_id, token=kwargs.get("token"), revision=kwargs.get("revision"))
-        return result
+    def _upload_modified_files(self, working_dir, *args, **kwargs) -> Any:
+        # transformers puts a card of its own into every upload; ours says what the code books are like, and takes the
+        # tags that were asked for from it. Here, and not after the push, so that it lies in the same commit, on the
+        # same branch or pull request.
+        path = Path(working_dir) / "README.md"
+        card = self.card()
+        asked = (ModelCard.load(path).data.tags or []) if path.is_file() else []
+        card.data.tags = list(dict.fromkeys([*card.data.tags, *asked]))
+        card.save(path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]

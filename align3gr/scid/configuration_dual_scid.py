@@ -65,6 +65,11 @@ class DualSCIDConfig(PretrainedConfig):
         self.diversity_weight = diversity_weight
         self.item_rqvae = self._rqvae(item_rqvae, item_semantic_dim + item_collaborative_dim)
         self.user_rqvae = self._rqvae(user_rqvae, user_semantic_dim + user_collaborative_dim)
+        by_means = self.item_rqvae.get("codebook_update") == "ema"
+        if diversity_weight and by_means:
+            raise InputError("diversity_weight: code vectors that are running means do not follow it; leave it out")
+        if sc_encoder == "none" and (by_means or self.user_rqvae.get("codebook_update") == "ema"):
+            raise InputError("codebook_update: 'ema' with sc_encoder 'none' leaves nothing to learn; take loss")
         super().__init__(**kwargs)
 
     @property

@@ -5,7 +5,6 @@ first epochs without the quantisers: k-means then starts the code books on laten
 """
 
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,7 +78,7 @@ class DualSCIDHistory:
     """What training showed.
 
     Attributes:
-        auc: on held-out train pairs, epoch by epoch over both phases; empty without U2I.
+        auc: on held-out train pairs, epoch by epoch over both phases, with or without U2I; empty without users.
         raw_auc: the same of the concatenated features before training, which alignment must beat.
         log: losses, AUC and health of the code books by epoch.
     """
@@ -215,7 +214,7 @@ class DualSCIDTraining:
         self.history = DualSCIDHistory()
 
     def run(self) -> DualSCIDHistory:
-        """Raises `CollapsedCodebookError` where a code book collapsed."""
+        """Raises `CollapsedCodebookError` where a code book collapsed, `InputError` where training diverged."""
         model, config, history = self.model, self.config, self.history
         trained = model.config.sc_encoder == "mlp"
         if self.users is not None:
@@ -238,9 +237,11 @@ class DualSCIDTraining:
         if user_vectors is not None:
             model.user_rqvae.initialize_codebooks(user_vectors.to(model.device), config.seed, self.pinned.users)
         self._train("quantize", config.quantization_epochs)
-        if not all(math.isfinite(auc) for auc in history.auc):
-            raise RuntimeError("the SC encoders diverged: the AUC is not finite; lower learning_rate")
         model.eval()
+        if not config.quantization_epochs:  # whose evaluation looks at the code books otherwise
+            _book_metrics("item", model.embed_items, model.item_rqvae, self.items)
+            if self.users is not None:
+                _book_metrics("user", model.embed_users, model.user_rqvae, self.users)
         return history
 
     def _train(self, phase: str, epochs: int) -> None:
@@ -272,6 +273,10 @@ class DualSCIDTraining:
             callbacks=[EarlyStoppingCallback(config.patience, config.min_auc_gain)] if aligning else [],
         )
         trainer.train()
+        # Not seen from the outside: the Trainer leaves losses that are no numbers out of its log, and no comparison
+        # of scores that are no numbers is true, so the AUC is 0.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise InputError(f"learning_rate: training diverged at {config.learning_rate}; lower it")
         for entry in trainer.state.log_history:  # without the clock: the same training leaves the same report
             kept = {k: v for k, v in entry.items() if k in ("epoch", "loss") or k.startswith(_REPORTED)}
             self.history.log += [{"phase": phase, **kept}] if len(kept) > 1 else []

@@ -1,7 +1,7 @@
 """Features of all users or items as tensors, and what a trained model makes of them: embeddings and codes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -202,10 +202,14 @@ def _beside_pinned(
     codes = np.where(known[:, None], pinned, raw)
     strategy = "none" if collisions == "none" else "nearest-free"
     if (~known).any():
-        fresh, report = resolve_collisions(codes[~known], latents[~known], books, strategy, taken=pinned[known])
-        codes[~known] = fresh
-        return codes, report
-    return codes, CollisionReport(strategy, 0, 0, 0.0, 0)
+        codes[~known], report = resolve_collisions(
+            codes[~known], latents[~known], books, strategy, taken=pinned[known]
+        )
+    else:
+        report = CollisionReport(strategy, 0, 0, 0.0, 0)
+    # Of all items: pinned ones may share codes among themselves, and strategy none does not look at them.
+    _, sharing = np.unique(codes, axis=0, return_counts=True)
+    return codes, replace(report, remaining=int(sharing[sharing > 1].sum()))
 
 
 def codebook_health(codes: np.ndarray, codebook_sizes: list[int]) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
             false_negatives, log_q: see [`u2i_loss`].
             quantize_users, quantize_items: features of the rows whose quantisation is trained; None leaves the
                 quantisation terms out.
-            item_rows: `(batch,)` which items `quantize_items` are, for LETTER's regulariser.
+            item_rows: `(batch,)` which items `quantize_items` are, for LETTER's regulariser; None if no item is there
+                twice.
         """
         output = DualSCIDOutput()
         if users is not None and items is not None:
@@ -141,9 +142,9 @@ class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
                 self.embed_users(users), self.embed_items(items), false_negatives, self.config.u2i_temperature, log_q
             )
         if quantize_users is not None:
-            output.user_rq_loss = self.user_rqvae(
-                self.embed_users(quantize_users), self.user_encoder.features(**quantize_users), self.quantize
-            ).loss
+            embedded = self.embed_users(quantize_users)  # first: it says so where there is no user side
+            target = self.user_encoder.features(**quantize_users)
+            output.user_rq_loss = self.user_rqvae(embedded, target, self.quantize).loss
         if quantize_items is not None:
             quantization = self.item_rqvae(
                 self.embed_items(quantize_items), self.item_encoder.features(**quantize_items), self.quantize
@@ -155,7 +156,8 @@ class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
 
     def _regularization(self, quantization, items: Features, rows: torch.Tensor | None) -> torch.Tensor | None:
         total = None
-        if self.config.contrastive_weight and rows is not None:
+        if self.config.contrastive_weight:
+            rows = torch.arange(len(quantization.quantized), device=self.device) if rows is None else rows
             vectors = self.collaborative_head(F.normalize(items["collaborative"], dim=1))
             total = self.config.contrastive_weight * collaborative_contrast(quantization.quantized, vectors, rows)
         if self.config.diversity_weight:
@@ -177,7 +179,8 @@ class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
     def encode_users(self, features: Features) -> torch.Tensor:
         """User codes, the user side alone. Shape: features -> `(batch, levels)` int64."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.user_rqvae.encode(self.embed_users(features))
+            embedded = self.embed_users(features)  # first: it says so where there is no user side
+            return self.user_rqvae.encode(embedded)
 
     @torch.no_grad()
     def encode_items(self, features: Features) -> torch.Tensor:

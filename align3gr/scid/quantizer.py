@@ -63,18 +63,20 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, config: RQVAEConfig) -> None:
         super().__init__()
         self.config = config
-        by_loss = config.codebook_update == "loss"
+        # Asked of this and never of `requires_grad`, which `from_pretrained` sets on every parameter.
+        self.by_loss = config.codebook_update == "loss"
         self.codebooks = nn.ParameterList(
-            nn.Parameter(torch.empty(size, config.codebook_dim), requires_grad=by_loss)
+            nn.Parameter(torch.empty(size, config.codebook_dim), requires_grad=self.by_loss)
             for size in config.codebook_sizes
         )
-        if not by_loss:
+        if not self.by_loss:
             for level, size in enumerate(config.codebook_sizes):
                 # Running use of each code and running sum of what it quantised; 0 means that training has not begun.
                 self.register_buffer(f"ema_count_{level}", torch.zeros(size))
                 self.register_buffer(f"ema_sum_{level}", torch.zeros(size, config.codebook_dim))
-        # Training steps since a code last quantised anything; no part of a checkpoint.
-        self._idle = [torch.zeros(size, dtype=torch.long) for size in config.codebook_sizes]
+        # By level, training steps since a code last quantised anything; no part of a checkpoint. Made when training
+        # begins: `from_pretrained` builds the module on the meta device and fills parameters and buffers only.
+        self._idle: dict[int, torch.Tensor] = {}
 
     def forward(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Shape: `(batch, dim)` -> quantised `(batch, dim)`, codes `(batch, levels)`, loss (scalar).
@@ -90,7 +92,7 @@ class ResidualQuantizer(nn.Module):
                 if self.training:
                     self._revive(level, residual.detach(), chosen)
                 quantized = codebook[chosen]
-                if codebook.requires_grad:
+                if self.by_loss:
                     loss = loss + F.mse_loss(quantized, residual.detach())
                 elif self.training:
                     self._move(level, residual.detach(), chosen)
@@ -124,9 +126,11 @@ class ResidualQuantizer(nn.Module):
             size = min(len(codebook), len(np.unique(residual, axis=0)))
             kmeans = KMeans(size, n_init=1, max_iter=50, random_state=seed).fit(residual)
             centres = torch.from_numpy(kmeans.cluster_centers_).to(codebook)
-            # Fewer distinct rows than codes: the rest stay where no row is nearest.
-            codebook.copy_(torch.cat([centres, centres.new_full((len(codebook) - size, centres.shape[1]), FAR_AWAY)]))
-            if not codebook.requires_grad:
+            # Fewer distinct rows than codes: the rest stay where no row is nearest, or, as a balanced choice makes
+            # use of every code, on the same centres again.
+            again = centres[torch.arange(len(codebook) - size) % size]
+            codebook.copy_(torch.cat([centres, again if self.config.sinkhorn_epsilon else again.fill_(FAR_AWAY)]))
+            if not self.by_loss:
                 getattr(self, f"ema_count_{level}").zero_()
             residual = residual - kmeans.cluster_centers_[kmeans.labels_]
 
@@ -148,7 +152,7 @@ class ResidualQuantizer(nn.Module):
             source = fresh if len(fresh) else residual
             rows = torch.randint(len(source), (len(unused),), generator=generator)
             codebook[unused] = source[rows.to(source.device)].to(codebook.dtype)
-            if not codebook.requires_grad:
+            if not self.by_loss:
                 getattr(self, f"ema_count_{level}").zero_()
             residual = residual - codebook[codes]
             if len(fresh):
@@ -170,22 +174,24 @@ class ResidualQuantizer(nn.Module):
         used = torch.zeros_like(count).index_add_(0, chosen, torch.ones_like(chosen, dtype=count.dtype))
         count.mul_(decay).add_(used, alpha=1 - decay)
         total.mul_(decay).add_(torch.zeros_like(total).index_add_(0, chosen, residual), alpha=1 - decay)
-        codebook.copy_(total / count.clamp_min(1e-5)[:, None])
+        # A code that nothing has chosen for long stays: its sum and its count both went to 0.
+        codebook.copy_(torch.where(count[:, None] > 1e-5, total / count[:, None], codebook))
 
     @torch.no_grad()
     def _revive(self, level: int, residual: torch.Tensor, chosen: torch.Tensor) -> None:
         """Counts idle steps, and puts codes that idle too long on residuals of this batch."""
         if not self.config.revive_after:
             return
-        idle = self._idle[level].to(residual.device)
+        if level not in self._idle:
+            self._idle[level] = torch.zeros(len(self.codebooks[level]), dtype=torch.long, device=residual.device)
+        idle = self._idle[level]
         idle += 1
         idle[chosen] = 0
-        self._idle[level] = idle
         dead = (idle > self.config.revive_after).nonzero()[:, 0]
         if len(dead):
             rows = torch.randint(len(residual), (len(dead),), device=residual.device)
             self.codebooks[level][dead] = residual[rows].to(self.codebooks[level].dtype)
-            if not self.codebooks[level].requires_grad:
+            if not self.by_loss:
                 getattr(self, f"ema_count_{level}")[dead] = 1.0
                 getattr(self, f"ema_sum_{level}")[dead] = residual[rows]
             idle[dead] = 0

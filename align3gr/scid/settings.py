@@ -66,6 +66,8 @@ class SCIDSettings:
             )
         if self.item_codes and self.previous:
             raise InputError("previous: does not apply to ready item_codes; leave one of them out")
+        if self.previous and self.pin and self.collisions == "extra-level":
+            raise InputError("pin: does not go with collisions 'extra-level'; take nearest-free, or pin: false")
         if self.auto_codebook_sizes and self.item_codebook_sizes != [256, 256, 256]:
             raise InputError("auto_codebook_sizes: leave item_codebook_sizes out, or set it to false")
         if self.sc_encoder == "none" and (self.hidden_dims or self.contrastive_weight):
