@@ -1,6 +1,7 @@
 """Constrained beam search against `generate` with `prefix_allowed_tokens_fn`, on the same model in the same process.
 
     python benchmarks/decoding.py            # the setting of the first table, under 5 minutes on 2 cores
+    python benchmarks/decoding.py --trie     # the trie alone: build, change, load, memory, up to 10 million items
     python benchmarks/decoding.py --full     # also other catalogues, prompt lengths and batch sizes, and trie steps
 
 How it measures: one thread, process CPU time, variants interleaved round by round, medians. Memory is the growth of
@@ -15,6 +16,7 @@ import copy
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,21 +272,36 @@ def measure_grid(console: Console) -> list[dict[str, float]]:
 
 
 def measure_trie(console: Console) -> list[dict[str, float]]:
-    """Building the index, its size, and the time of one step of 320 beams at the last level."""
-    table = Table("items", "levels", "build s", "MB", "step ms")
+    """Building and changing the index, its size, and the time of one step of 320 beams at the last level."""
+    names = ("build_s", "add_1000_s", "remove_1000_s", "load_s", "mb", "build_peak_mb", "step_ms")
+    table = Table("items", "levels", *names)
     rows = []
     for items, levels in ((20_000, 3), (1_000_000, 3), (1_000_000, 4), (10_000_000, 4)):
         codes = torch.randint(0, CODES, (items, levels), generator=torch.Generator().manual_seed(0))
-        start = time.process_time()
-        trie = SCIDTrie.from_codes(codes, (CODES,) * levels)
-        build = time.process_time() - start
+        build = partial(SCIDTrie.from_codes, codes, (CODES,) * levels)
+        peak = peak_memory(build)
+        build_s, trie = _timed(build)
+        with tempfile.TemporaryDirectory() as folder:
+            trie.save(Path(folder, "trie.safetensors"))
+            load_s, _ = _timed(partial(SCIDTrie.load, Path(folder, "trie.safetensors")))
+        add_s, _ = _timed(partial(trie.with_items, codes[:1000]))
+        remove_s, _ = _timed(partial(trie.without, torch.arange(1000)))
         nodes = torch.randint(0, trie.num_nodes[-2], (16, BEAMS), generator=torch.Generator().manual_seed(0))
-        run = partial(_trie_step, trie, nodes)
-        step_ms, size = cpu_seconds({"step": (run, 20)}, rounds=1)["step"] * 1e3, trie.num_bytes / 1e6
-        rows.append({"items": items, "levels": levels, "build_s": build, "mb": size, "step_ms": step_ms})
-        table.add_row(f"{items:,}", str(levels), f"{build:.2f}", f"{size:.1f}", f"{step_ms:.2f}")
+        step_ms = cpu_seconds({"step": (partial(_trie_step, trie, nodes), 20)}, rounds=1)["step"] * 1e3
+        figures = dict(
+            zip(names, (build_s, add_s, remove_s, load_s, trie.num_bytes / 1e6, peak, step_ms), strict=True)
+        )
+        rows.append({"items": items, "levels": levels} | figures)
+        table.add_row(f"{items:,}", str(levels), *(f"{value:.2f}" for value in figures.values()))
     console.print(table)
     return rows
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Process CPU seconds of one call, and what it returned."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
 
 
 def _trie_step(trie: SCIDTrie, nodes: Tensor) -> Tensor:
@@ -294,13 +311,16 @@ def _trie_step(trie: SCIDTrie, nodes: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also other settings, and the trie alone")
+    parser.add_argument("--trie", action="store_true", help="the trie alone, up to 10 million items")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
-    figures = measure(console)
+    figures: dict[str, Any] = {} if options.trie else measure(console)
     if options.full:
-        figures |= {"grid": measure_grid(console), "trie": measure_trie(console)}
+        figures["grid"] = measure_grid(console)
+    if options.full or options.trie:
+        figures["trie"] = measure_trie(console)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))

@@ -13,15 +13,16 @@ Decisions:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates, stable_topk
+from align3gr.decoding.item_filter import ItemFilter, ItemSets
+from align3gr.decoding.rankings import Rankings, generate_rankings
 from align3gr.decoding.tree_decoder import PromptTree, check_model
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
@@ -85,25 +86,40 @@ class ConstrainedBeamSearch:
         self.normalizer = normalizer
         self._tokens = [row.to(model.device) for row in _check_tokens(level_tokens, trie, model)]
 
-    def search(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> LeafCandidates:
+    def search(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        allowed: ItemSets | None = None,
+        denied: ItemSets | None = None,
+    ) -> LeafCandidates:
         """Run the search; the model's mode (train or eval) is as before afterwards.
+
+        With `allowed` or `denied` no beam follows a prefix under which no item is left, so as long as all `widths` are
+        at least `k`, every list holds `k` items or all that the sets leave, however long they are.
 
         Args:
             input_ids: prompts, left-padded.
                 Shape: `(batch, length)`.
             attention_mask: 1 for prompt tokens, 0 for padding; none means no padding.
                 Shape: `(batch, length)`.
+            allowed: item indices that alone may be shown, one set for all prompts or one each.
+            denied: item indices that must not be shown, in the same form.
 
         Raises:
-            InputError: the prompts are not left-padded or too long, or the model's logits are not numbers.
+            InputError: the prompts are not left-padded or too long, the sets are for another number of prompts, or
+                the model's logits are not numbers.
         """
         device = self.model.device
         input_ids = input_ids.to(device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        item_filter = None
+        if allowed is not None or denied is not None:
+            item_filter = ItemFilter(self.trie, len(input_ids), allowed, denied)
         with _evaluating(self.model):
-            return self._search(input_ids, mask)
+            return self._search(input_ids, mask, item_filter)
 
-    def _search(self, input_ids: Tensor, attention_mask: Tensor) -> LeafCandidates:
+    def _search(self, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None) -> LeafCandidates:
         trie = self.trie
         tree = PromptTree(self.model, input_ids, attention_mask, max_new_tokens=trie.levels - 1)
         batch = input_ids.shape[0]
@@ -111,6 +127,8 @@ class ConstrainedBeamSearch:
         scores = torch.zeros(batch, 1, device=input_ids.device)
         for level in range(trie.levels):
             children = trie.children(level, nodes)  # (batch, beams, fan)
+            if item_filter is not None:
+                children = children.masked_fill(~item_filter.alive(level + 1, children), -1)
             fan = children.shape[-1]
             tokens = self._tokens[level][trie.codes(level + 1, children)]
             step = self._log_probs(level, tree.logits, tokens)
@@ -124,7 +142,7 @@ class ConstrainedBeamSearch:
             tree.extend(tokens.gather(1, places), parents=places // fan)
         if step.isnan().any():
             raise InputError("model: its logits are NaN, so nothing can be ranked; check the checkpoint and its dtype")
-        return LeafCandidates(trie, children, step, self.num_beams)
+        return LeafCandidates(trie, children, step, self.num_beams, item_filter)
 
     def _log_probs(self, level: int, logits: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities of `tokens` `(batch, beams, fan)` under `logits` `(batch, beams, vocabulary)`, in fp32."""
@@ -136,89 +154,6 @@ class ConstrainedBeamSearch:
         pairs = zip(logits.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True)
         parts = [block.float().log_softmax(dim=-1).gather(-1, wanted) for block, wanted in pairs]
         return torch.cat(parts).view_as(tokens)
-
-
-class Rankings(NamedTuple):
-    """Ranked lists of many users, best first; -1 and -inf where a list is shorter than `k`.
-
-    Attributes:
-        allowed: item indices, items of the history included.
-            Shape: `(users, k)`, int64.
-        allowed_scores: their log-probabilities.
-            Shape: `(users, k)`, float32.
-        masked: item indices without those of the user's history; None where no histories were given.
-            Shape: `(users, k)`, int64.
-        masked_scores: their log-probabilities, or None.
-            Shape: `(users, k)`, float32.
-    """
-
-    allowed: np.ndarray
-    allowed_scores: np.ndarray
-    masked: np.ndarray | None
-    masked_scores: np.ndarray | None
-
-
-def generate_rankings(
-    search: ConstrainedBeamSearch,
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-    k: int,
-    histories: Sequence[Sequence[int] | np.ndarray] | None = None,
-    progress: bool = True,
-) -> Rankings:
-    """Rank items for many prompts; with `histories` both lists, seen items allowed and masked, come from one search.
-
-    Prompts are batched by length, longest first, so that little is padded and memory peaks in the first batch.
-
-    Args:
-        search: the search to run.
-        prompts: token ids of each user's prompt.
-        batch_size: prompts in one search.
-        k: length of the lists, at most `search.num_beams`.
-        histories: for each user the item indices to leave out of the masked list.
-        progress: show a progress bar with the time left.
-
-    Raises:
-        InputError: an empty prompt, `histories` of another length than `prompts`, `k` or `batch_size` out of range.
-    """
-    if histories is not None and len(histories) != len(prompts):
-        raise InputError(f"histories: got {len(histories)} for {len(prompts)} prompts; give one a prompt")
-    if batch_size < 1:
-        raise InputError(f"batch_size: got {batch_size}, expected at least 1")
-    if not 1 <= k <= search.num_beams:
-        raise InputError(f"k: got {k}, expected 1 to num_beams={search.num_beams}; search with more beams")
-    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    if (lengths == 0).any():
-        raise InputError(f"prompts: prompt {int(lengths.argmin())} is empty; a prompt needs at least one token")
-
-    order = np.argsort(-lengths, kind="stable")
-    items = np.full((2, len(prompts), k), -1, dtype=np.int64)
-    scores = np.full((2, len(prompts), k), -np.inf, dtype=np.float32)
-    with tqdm(total=len(prompts), desc="ranking", unit="user", disable=not progress) as bar:
-        for start in range(0, len(prompts), batch_size):
-            rows = order[start : start + batch_size]
-            candidates = search.search(*_left_pad([prompts[row] for row in rows]))
-            outputs = [candidates.top(k)]
-            if histories is not None:
-                outputs.append(candidates.top(k, deny=[histories[row] for row in rows]))
-            for which, output in enumerate(outputs):
-                items[which, rows] = output.items.cpu().numpy()
-                scores[which, rows] = output.scores.cpu().numpy()
-            bar.update(len(rows))
-    if histories is None:
-        return Rankings(items[0], scores[0], None, None)
-    return Rankings(items[0], scores[0], items[1], scores[1])
-
-
-def _left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, `(batch, longest)` each. Padding holds token 0, which the mask hides."""
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(mask)
 
 
 @contextmanager

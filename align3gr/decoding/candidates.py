@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align3gr.decoding.item_filter import ItemFilter, ItemSets
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
@@ -54,22 +55,33 @@ class LeafCandidates:
         scores: log-probabilities, -inf for none.
             Shape: `(batch, n)`, float32.
         num_beams: the longest list that can be asked for.
+        item_filter: what the search was restricted to; leaves without an item that it allows stand there as -1.
     """
 
     trie: SCIDTrie
     leaves: Tensor
     scores: Tensor
     num_beams: int
+    item_filter: ItemFilter | None = None
 
-    def top(self, k: int, deny: Sequence[Sequence[int] | np.ndarray] | None = None) -> BeamOutput:
+    def top(
+        self,
+        k: int,
+        deny: Sequence[Sequence[int] | np.ndarray] | None = None,
+        allow: ItemSets | None = None,
+    ) -> BeamOutput:
         """The `k` best items of each row. Equal scores stand in code order, items with one SCID by item index.
+
+        `deny` and `allow` choose among the leaves that the search reached, so a long `deny` or a narrow `allow` may
+        leave fewer than `k`; given to [`ConstrainedBeamSearch.search`] they steer the search itself, and do not.
 
         Args:
             k: length of the lists, at most `num_beams`.
             deny: for each row the item indices that must not be shown.
+            allow: item indices that alone may be shown, one set for all rows or one a row.
 
         Raises:
-            InputError: `k` is below 1 or above `num_beams`, or `deny` has another number of rows than the batch.
+            InputError: `k` is below 1 or above `num_beams`, or a set a row was given for another number of rows.
         """
         batch, num_leaves = self.leaves.shape
         if not 1 <= k <= self.num_beams:
@@ -78,25 +90,17 @@ class LeafCandidates:
             raise InputError(f"deny: got {len(deny)} rows for a batch of {batch}; give one list of items a row")
         longest = max((len(row) for row in deny), default=0) if deny is not None else 0
         # A leaf among the best that gives no item costs at least one denied item, so these are enough leaves.
-        wanted = min(k + longest, num_leaves)
+        wanted = num_leaves if allow is not None else min(k + longest, num_leaves)
         scores, places = stable_topk(self.scores, wanted)
-        leaves = self.leaves.gather(1, places)
-        items = self.trie.items(leaves)[..., : k + longest]  # (batch, wanted, items a leaf)
+        items = self.trie.items(self.leaves.gather(1, places))  # (batch, wanted, items a leaf)
         scores = scores.unsqueeze(-1).expand(items.shape).flatten(1)
         items = items.flatten(1)
         valid = items >= 0
-        if deny is not None and longest:
-            valid &= ~_is_denied(items, deny, self.trie.num_items)
+        if self.item_filter is not None:
+            valid &= self.item_filter.allows(items)
+        if longest or allow is not None:
+            valid &= ItemFilter(self.trie, batch, allow, deny if longest else None).allows(items)
         return _first_valid(items, scores, valid, k)
-
-
-def _is_denied(items: Tensor, deny: Sequence[Sequence[int] | np.ndarray], num_items: int) -> Tensor:
-    rows = np.repeat(np.arange(len(deny)), [len(row) for row in deny])
-    flat = np.concatenate([np.asarray(row, dtype=np.int64).reshape(-1) for row in deny])
-    known = (flat >= 0) & (flat < num_items)  # anything else would alias an item of a neighbouring row
-    keys = torch.as_tensor(rows[known] * num_items + flat[known], device=items.device)
-    row = torch.arange(items.shape[0], device=items.device).unsqueeze(-1)
-    return torch.isin(row * num_items + items, keys) & (items >= 0)
 
 
 def _first_valid(items: Tensor, scores: Tensor, valid: Tensor, k: int) -> BeamOutput:

@@ -30,7 +30,7 @@ def exhaustive_scores(
         batch_size: distinct prefixes scored in one forward; each copies the prompt's cache.
 
     Returns:
-        Shape: `(items,)`, float32.
+        Shape: `(index_bound,)`, float32; -inf where an index has no item any more.
     """
     levels = trie.levels
     tokens = torch.stack([level_tokens[level][codes] for level, codes in enumerate(trie.paths(levels).T)], dim=1)
@@ -57,6 +57,6 @@ def _by_item(trie: SCIDTrie, leaf_scores: Tensor) -> Tensor:
     leaves = torch.arange(trie.num_nodes[-1], device=leaf_scores.device)
     items = trie.items(leaves[None])[0]  # (leaves, items a leaf)
     leaf, place = (items >= 0).nonzero(as_tuple=True)
-    scores = torch.empty(trie.num_items, device=leaf_scores.device)
+    scores = torch.full((trie.index_bound,), float("-inf"), device=leaf_scores.device)
     scores[items[leaf, place]] = leaf_scores[leaf]
     return scores

@@ -7,10 +7,13 @@ Decisions:
   plus 2 a code, and a step for a whole batch of beams is three gathers.
 * **Node order is code order.** Whoever keeps beams sorted by node id gets ties broken by code order for free.
 * **Items hang under leaves as one more level**, so catalogues in which several items share a SCID need no special
-  case.
+  case. Their places in that level are numbered through, so the items under any node are one range of places.
+* **Item indices are stable.** A tree with more or fewer items is a new tree; new items get the next indices, removed
+  ones leave holes, so tables in the order of the indices stay right.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from align3gr.decoding.code_rows import check_codes, code_dtype, codes_fingerprint, lexicographic_order
 from align3gr.errors import InputError
 
-_FORMAT = "align3gr.scid_trie.v1"
+_FORMAT = "align3gr.scid_trie.v2"
 
 
 class SCIDTrie:
@@ -35,21 +39,29 @@ class SCIDTrie:
     Attributes:
         levels: number of codes in a SCID.
         codebook_sizes: number of codes of each level.
-        num_items: number of items (rows of the codes).
+        num_items: number of items.
+        index_bound: one above the largest item index ever given; larger than `num_items` where items were removed.
         num_nodes: number of nodes of depth 1, 2, ..., `levels`.
         max_children: largest number of children of a node of depth 0, 1, ..., `levels`; the last entry is the largest
             number of items that share one SCID.
     """
 
     def __init__(
-        self, offsets: list[Tensor], node_codes: list[Tensor], items: Tensor, codebook_sizes: tuple[int, ...]
+        self,
+        offsets: list[Tensor],
+        node_codes: list[Tensor],
+        items: Tensor,
+        codebook_sizes: tuple[int, ...],
+        index_bound: int | None = None,
     ) -> None:
         self._offsets = offsets  # depth d: (nodes of depth d + 1,), children of node i are offsets[i]:offsets[i + 1]
         self._node_codes = node_codes  # depth d + 1: (nodes,), the last code of each prefix
         self._items = items  # (items,), grouped by leaf
+        self._place_of: Tensor | None = None  # the inverse of _items, made when it is asked for
         self.codebook_sizes = codebook_sizes
         self.levels = len(codebook_sizes)
         self.num_items = items.numel()
+        self.index_bound = self.num_items if index_bound is None else index_bound
         self.num_nodes = tuple(codes.numel() for codes in node_codes)
         self.max_children = tuple(int(offset.diff().max()) for offset in offsets)
 
@@ -67,33 +79,108 @@ class SCIDTrie:
         """
         codes = torch.as_tensor(codes)
         sizes = tuple(int(size) for size in codebook_sizes)
-        _check_codes(codes, sizes)
-        codes = codes.long()
-        items, levels = codes.shape
-        # Stable sorts from the last level to the first: lexicographic, and by item index within a SCID.
-        order = torch.arange(items, device=codes.device)
-        for level in reversed(range(levels)):
-            order = order[codes[order, level].argsort(stable=True)]
-        codes = codes[order]  # (items, levels)
+        check_codes(codes, sizes)
+        order = lexicographic_order(codes, sizes)
+        return cls._from_sorted(codes[order], order, sizes, len(order))
 
+    @classmethod
+    def _from_sorted(cls, codes: Tensor, items: Tensor, sizes: tuple[int, ...], index_bound: int) -> "SCIDTrie":
+        """The tree of `codes` `(items, levels)` in lexicographic order and the item index of each row."""
+        count, levels = codes.shape
         # starts[d]: first row of each node of depth d in the sorted codes.
         starts = [torch.zeros(1, dtype=torch.long, device=codes.device)]
-        is_new = torch.ones(items, dtype=torch.bool, device=codes.device)
+        is_new = torch.ones(count, dtype=torch.bool, device=codes.device)
         is_new[1:] = False
         for level in range(levels):
             is_new[1:] |= codes[1:, level] != codes[:-1, level]
             starts.append(is_new.nonzero().squeeze(-1))
-        starts.append(torch.arange(items, device=codes.device))
+        starts.append(torch.arange(count, device=codes.device))
 
-        index_dtype = torch.int32 if items < 2**31 else torch.int64
-        code_dtype = torch.int16 if max(sizes) <= 2**15 else torch.int32
-        end = torch.tensor([items], device=codes.device)
+        index_dtype = torch.int32 if index_bound < 2**31 else torch.int64
+        end = torch.tensor([count], device=codes.device)
         offsets = [
             torch.searchsorted(starts[depth + 1], torch.cat([starts[depth], end])).to(index_dtype)
             for depth in range(levels + 1)
         ]
-        node_codes = [codes[starts[level + 1], level].to(code_dtype) for level in range(levels)]
-        return cls(offsets, node_codes, order.to(index_dtype), sizes)
+        node_codes = [codes[starts[level + 1], level].to(code_dtype(sizes)) for level in range(levels)]
+        return cls(offsets, node_codes, items.to(index_dtype), sizes, index_bound)
+
+    def with_items(self, codes: Tensor | np.ndarray) -> "SCIDTrie":
+        """The tree with further items; row `i` of the codes becomes item `index_bound + i`, all others keep theirs.
+
+        Args:
+            codes: integers.
+                Shape: `(new items, levels)`.
+
+        Raises:
+            InputError: as for [`SCIDTrie.from_codes`].
+        """
+        codes = torch.as_tensor(codes).to(self.device)
+        check_codes(codes, self.codebook_sizes)
+        bound = self.index_bound + len(codes)
+        together = torch.cat([self._sorted_codes(), codes.to(code_dtype(self.codebook_sizes))])
+        items = torch.cat([self._items.long(), torch.arange(self.index_bound, bound, device=self.device)])
+        order = lexicographic_order(together, self.codebook_sizes)  # stable: within a SCID still by item index
+        return SCIDTrie._from_sorted(together[order], items[order], self.codebook_sizes, bound)
+
+    def without(self, items: Sequence[int] | Tensor | np.ndarray) -> "SCIDTrie":
+        """The tree without some items. No other item's index changes, and none is given again.
+
+        Args:
+            items: item indices.
+
+        Raises:
+            InputError: an index is not in the tree, or no item would be left.
+        """
+        gone = torch.as_tensor(items, device=self.device).long().reshape(-1)
+        places = self.places(gone)
+        if (places < 0).any():
+            raise InputError(f"items: {int(gone[places < 0][0])} is no item of the trie, so it cannot be removed")
+        keep = torch.ones(self.num_items, dtype=torch.bool, device=self.device)
+        keep[places] = False
+        if not keep.any():
+            raise InputError("items: all items would be removed; a catalogue needs at least one")
+        return SCIDTrie._from_sorted(
+            self._sorted_codes()[keep], self._items[keep], self.codebook_sizes, self.index_bound
+        )
+
+    def _sorted_codes(self) -> Tensor:
+        """The SCID of the item at each place. Shape: `(num_items, levels)`, in the dtype of the node codes."""
+        nodes = torch.arange(self.num_nodes[-1], device=self.device).repeat_interleave(self._offsets[-1].diff().long())
+        columns = []
+        for level in reversed(range(self.levels)):
+            columns.append(self._node_codes[level][nodes])
+            if level:
+                sizes = self._offsets[level].diff().long()
+                parents = torch.arange(len(sizes), device=self.device).repeat_interleave(sizes)
+                nodes = parents[nodes]
+        return torch.stack(columns[::-1], dim=-1)
+
+    def item_codes(self) -> Tensor:
+        """Codes by item index, -1 where an index has no item any more. Shape: `(index_bound, levels)`, int64."""
+        codes = torch.full((self.index_bound, self.levels), -1, device=self.device)
+        codes[self._items.long()] = self._sorted_codes().long()
+        return codes
+
+    def places(self, items: Tensor) -> Tensor:
+        """Where items stand in the order of the leaves, -1 for indices without an item. Same shape, int64."""
+        if self._place_of is None:
+            place_of = torch.full((self.index_bound,), -1, dtype=self._items.dtype, device=self.device)
+            place_of[self._items.long()] = torch.arange(self.num_items, dtype=self._items.dtype, device=self.device)
+            self._place_of = place_of
+        known = (items >= 0) & (items < self.index_bound)
+        return self._place_of[items.clamp(0, self.index_bound - 1)].long().masked_fill(~known, -1)
+
+    def place_range(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """First place and end of the items under nodes of depth `depth`; an empty range for node -1.
+
+        Shape: both like `nodes`, int64.
+        """
+        first = nodes.clamp_min(0)
+        end = first + 1
+        for offsets in self._offsets[depth:]:
+            first, end = offsets[first].long(), offsets[end].long()
+        return first, torch.where(nodes >= 0, end, first)
 
     @property
     def device(self) -> torch.device:
@@ -150,19 +237,34 @@ class SCIDTrie:
         """The same tree on another device."""
         moved = [tensor.to(device) for tensor in self._tensors().values()]
         cut = self.levels + 1
-        return SCIDTrie(moved[:cut], moved[cut:-1], moved[-1], self.codebook_sizes)
+        return SCIDTrie(moved[:cut], moved[cut:-1], moved[-1], self.codebook_sizes, self.index_bound)
 
-    def save(self, path: str | Path) -> None:
-        """Write the tree as one safetensors file."""
-        metadata = {"format": _FORMAT, "codebook_sizes": json.dumps(self.codebook_sizes)}
+    def save(self, path: str | Path, fingerprint: str | None = None) -> None:
+        """Write the tree as one safetensors file.
+
+        Args:
+            path: the file.
+            fingerprint: [`codes_fingerprint`] of the table that the tree was made from; computed where it is None.
+        """
+        metadata = {
+            "format": _FORMAT,
+            "codebook_sizes": json.dumps(self.codebook_sizes),
+            "index_bound": str(self.index_bound),
+            "fingerprint": fingerprint or codes_fingerprint(self.item_codes().cpu().numpy(), self.codebook_sizes),
+        }
         save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, path, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SCIDTrie":
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", fingerprint: str | None = None) -> "SCIDTrie":
         """Read a tree that [`SCIDTrie.save`] wrote.
 
+        Args:
+            path: the file.
+            device: where to put the tensors.
+            fingerprint: [`codes_fingerprint`] of the codes that the tree must hold; not checked where it is None.
+
         Raises:
-            InputError: the file is missing or not such a file.
+            InputError: the file is missing, not such a file, or holds other codes than `fingerprint` says.
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -172,9 +274,12 @@ class SCIDTrie:
             raise InputError(f"{path}: cannot be read as a trie ({error}); write it with SCIDTrie.save") from error
         if metadata.get("format") != _FORMAT:
             raise InputError(f"{path}: format is {metadata.get('format')!r}, expected {_FORMAT!r}; no SCIDTrie file")
+        if fingerprint is not None and metadata["fingerprint"] != fingerprint:
+            raise InputError(f"{path}: was made from another table of codes; build it again with SCIDTrie.from_codes")
         sizes = tuple(json.loads(metadata["codebook_sizes"]))
         offsets = [tensors[f"offsets.{depth}"] for depth in range(len(sizes) + 1)]
-        return cls(offsets, [tensors[f"codes.{depth + 1}"] for depth in range(len(sizes))], tensors["items"], sizes)
+        node_codes = [tensors[f"codes.{depth + 1}"] for depth in range(len(sizes))]
+        return cls(offsets, node_codes, tensors["items"], sizes, int(metadata["index_bound"]))
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"offsets.{depth}": offset for depth, offset in enumerate(self._offsets)}
@@ -183,20 +288,3 @@ class SCIDTrie:
 
     def __repr__(self) -> str:
         return f"SCIDTrie(items={self.num_items}, nodes={self.num_nodes}, codebook_sizes={self.codebook_sizes})"
-
-
-def _check_codes(codes: Tensor, sizes: tuple[int, ...]) -> None:
-    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex():
-        shape = tuple(codes.shape)
-        raise InputError(f"codes: got {codes.dtype} of shape {shape}, expected integers of shape (items, levels)")
-    if codes.shape[1] != len(sizes) or not sizes:
-        raise InputError(f"codes: {codes.shape[1]} levels but codebook_sizes names {len(sizes)}; give a size a level")
-    if codes.shape[0] == 0:
-        raise InputError("codes: no items; a catalogue needs at least one")
-    outside = (codes < 0) | (codes >= torch.tensor(sizes, device=codes.device))
-    if outside.any():
-        item, level = (int(index) for index in outside.nonzero()[0])
-        raise InputError(
-            f"codes: item {item} has code {int(codes[item, level])} at level {level}, "
-            f"expected 0 to {sizes[level] - 1}; check codebook_sizes"
-        )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from align3gr.decoding.code_rows import codes_fingerprint
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
@@ -59,6 +60,57 @@ def test_load_names_a_file_that_is_no_trie(tmp_path):
     (tmp_path / "broken").write_bytes(b"nothing")
     with pytest.raises(InputError, match="broken: cannot be read as a trie"):
         SCIDTrie.load(tmp_path / "broken")
+
+
+def test_items_come_and_go_without_moving_the_others(trie):
+    smaller = trie.without([0, 2])  # left: 00(1) 01(3) 12(4)
+    assert smaller.paths(2).tolist() == [[0, 0], [0, 1], [1, 2]]
+    assert smaller.items(torch.tensor([[0, 1, 2]])).tolist() == [[[1], [3], [4]]]
+    assert (smaller.num_items, smaller.index_bound) == (3, 5)
+    assert smaller.places(torch.tensor([0, 1, 2, 3, 4, 5, -1])).tolist() == [-1, 0, -1, 1, 2, -1, -1]
+    grown = smaller.with_items([[2, 2], [0, 1]])  # items 5 and 6: 0 and 2 are not given again
+    assert grown.paths(2).tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+    assert grown.items(torch.tensor([[0, 1, 2, 3]])).tolist() == [[[1, -1], [3, 6], [4, -1], [5, -1]]]
+    assert grown.item_codes().tolist() == [[-1, -1], [0, 0], [-1, -1], [0, 1], [1, 2], [2, 2], [0, 1]]
+    assert trie.num_items == 5 and trie.item_codes().tolist() == CODES.tolist()
+
+
+@pytest.mark.parametrize("sizes", [(7, 7, 9, 8), (7, 2**31, 2**31, 8)])  # a SCID in one integer, and too long for it
+def test_growing_step_by_step_is_building_at_once(sizes):
+    codes = torch.randint(0, 7, (500, 4), generator=torch.Generator().manual_seed(0))
+    at_once = SCIDTrie.from_codes(codes, sizes)
+    grown = SCIDTrie.from_codes(codes[:200], sizes).with_items(codes[200:201]).with_items(codes[201:].numpy())
+    leaves = torch.arange(at_once.num_nodes[-1])[None]
+    assert at_once.paths(4).tolist() == [list(row) for row in sorted({tuple(row) for row in codes.tolist()})]
+    assert torch.equal(grown.paths(4), at_once.paths(4))
+    assert torch.equal(grown.items(leaves), at_once.items(leaves))
+    back = grown.without(range(200, 500))
+    assert torch.equal(back.item_codes()[:200], codes[:200]) and (back.item_codes()[200:] == -1).all()
+
+
+def test_changes_that_cannot_be_made_are_named(trie):
+    with pytest.raises(InputError, match="items: 5 is no item of the trie"):
+        trie.without([1, 5])
+    with pytest.raises(InputError, match="items: 0 is no item"):
+        trie.without([0]).without([0])
+    with pytest.raises(InputError, match="all items would be removed"):
+        trie.without(range(5))
+    with pytest.raises(InputError, match="item 0 has code 3 at level 1"):
+        trie.with_items([[0, 3]])
+
+
+def test_a_saved_tree_knows_the_codes_that_it_was_made_from(trie, tmp_path):
+    path = tmp_path / "trie.safetensors"
+    trie.without([0]).save(path)
+    loaded = SCIDTrie.load(path)
+    assert loaded.index_bound == 5 and loaded.item_codes().tolist() == trie.without([0]).item_codes().tolist()
+    trie.save(path)
+    SCIDTrie.load(path, fingerprint=codes_fingerprint(CODES.numpy().astype("int16"), (3, 3)))
+    other = CODES.clone()
+    other[0] = torch.tensor([2, 2])
+    for table, sizes in ((other, (3, 3)), (CODES, (3, 4)), (CODES[:4], (3, 3))):
+        with pytest.raises(InputError, match="made from another table of codes"):
+            SCIDTrie.load(path, fingerprint=codes_fingerprint(table.numpy(), sizes))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Ranked lists of many users: prompts batched by length, one search a batch."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from align3gr.decoding.candidates import BeamOutput
+from align3gr.decoding.item_filter import ItemSets, is_by_row
+from align3gr.errors import InputError
+
+if TYPE_CHECKING:
+    from align3gr.decoding.beam_search import ConstrainedBeamSearch
+
+
+class Rankings(NamedTuple):
+    """Ranked lists of many users, best first; -1 and -inf where a list is shorter than `k`.
+
+    Attributes:
+        allowed: item indices, items of the history included.
+            Shape: `(users, k)`, int64.
+        allowed_scores: their log-probabilities.
+            Shape: `(users, k)`, float32.
+        masked: item indices without those of the user's history; None where no histories were given.
+            Shape: `(users, k)`, int64.
+        masked_scores: their log-probabilities, or None.
+            Shape: `(users, k)`, float32.
+    """
+
+    allowed: np.ndarray
+    allowed_scores: np.ndarray
+    masked: np.ndarray | None
+    masked_scores: np.ndarray | None
+
+
+def generate_rankings(
+    search: "ConstrainedBeamSearch",
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    k: int,
+    histories: Sequence[Sequence[int] | np.ndarray] | None = None,
+    progress: bool = True,
+    allowed: ItemSets | None = None,
+    denied: ItemSets | None = None,
+) -> Rankings:
+    """Rank items for many prompts; with `histories` both lists, seen items allowed and masked, come from one search.
+
+    Prompts are batched by length, longest first, so that little is padded and memory peaks in the first batch. A
+    masked list that one search leaves short, because the beams led to seen items alone, is searched again with these
+    items denied.
+
+    Args:
+        search: the search to run.
+        prompts: token ids of each user's prompt.
+        batch_size: prompts in one search.
+        k: length of the lists, at most `search.num_beams`.
+        histories: for each user the item indices to leave out of the masked list.
+        progress: show a progress bar with the time left.
+        allowed: item indices that alone may be in any list, one set for all prompts or one each.
+        denied: item indices that may be in no list, in the same form.
+
+    Raises:
+        InputError: an empty prompt, `histories` or sets of another length than `prompts`, `k` or `batch_size` out of
+            range.
+    """
+    _check(search, prompts, batch_size, k, {"histories": histories, "allowed": allowed, "denied": denied})
+    order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+    items = np.full((2, len(prompts), k), -1, dtype=np.int64)
+    scores = np.full((2, len(prompts), k), -np.inf, dtype=np.float32)
+    with tqdm(total=len(prompts), desc="ranking", unit="user", disable=not progress) as bar:
+        for start in range(0, len(prompts), batch_size):
+            rows = order[start : start + batch_size]
+            sets = _rows_of(allowed, rows), _rows_of(denied, rows)
+            candidates = search.search(*_left_pad([prompts[row] for row in rows]), *sets)
+            outputs = [candidates.top(k)]
+            if histories is not None:
+                outputs.append(candidates.top(k, deny=[histories[row] for row in rows]))
+            for which, output in enumerate(outputs):
+                _store(output, items[which], scores[which], rows)
+            if histories is not None:
+                short = rows[_is_short(items[1, rows], [histories[row] for row in rows], search.trie.num_items)]
+                if len(short):
+                    deny = _union([histories[row] for row in short], _rows_of(denied, short))
+                    again = search.search(*_left_pad([prompts[row] for row in short]), _rows_of(allowed, short), deny)
+                    _store(again.top(k), items[1], scores[1], short)
+            bar.update(len(rows))
+    if histories is None:
+        return Rankings(items[0], scores[0], None, None)
+    return Rankings(items[0], scores[0], items[1], scores[1])
+
+
+def _check(
+    search: "ConstrainedBeamSearch",
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    k: int,
+    sets: dict[str, Any],
+) -> None:
+    for name, given in sets.items():
+        one_each = given is not None and (name == "histories" or is_by_row(given))
+        if one_each and len(given) != len(prompts):
+            raise InputError(f"{name}: got {len(given)} for {len(prompts)} prompts; give one a prompt")
+    if batch_size < 1:
+        raise InputError(f"batch_size: got {batch_size}, expected at least 1")
+    if not 1 <= k <= search.num_beams:
+        raise InputError(f"k: got {k}, expected 1 to num_beams={search.num_beams}; search with more beams")
+    empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)
+    if empty is not None:
+        raise InputError(f"prompts: prompt {empty} is empty; a prompt needs at least one token")
+
+
+def _rows_of(sets: Any, rows: np.ndarray) -> Any:
+    """The sets of some prompts; one set for all stays as it is."""
+    return [sets[row] for row in rows] if sets is not None and is_by_row(sets) else sets
+
+
+def _union(seen: list[Any], denied: Any) -> list[Any]:
+    if denied is None:
+        return seen
+    more = denied if is_by_row(denied) else [denied] * len(seen)
+    return [[*a, *b] for a, b in zip(seen, more, strict=True)]
+
+
+def _is_short(items: np.ndarray, histories: list[Any], num_items: int) -> np.ndarray:
+    """Where a masked list has room although the catalogue has items left. Shape: `(rows, k)` -> `(rows,)` bool."""
+    left = [num_items - len(set(map(int, history))) for history in histories]
+    return (items >= 0).sum(1) < np.minimum(items.shape[1], left)
+
+
+def _store(output: BeamOutput, items: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+    items[rows], scores[rows] = output.items.cpu().numpy(), output.scores.cpu().numpy()
+
+
+def _left_pad(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, `(batch, longest)` each. Padding holds token 0, which the mask hides."""
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = np.zeros((len(prompts), longest), dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
