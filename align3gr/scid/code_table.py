@@ -150,7 +150,7 @@ def _read_parquet(path: Path, id_column: str) -> CodeTable:
     if len(lengths) != 1 or lengths[0] is None or (lengths[0] == 0 and id_column == ITEM_ID):
         raise InputError(f"{path}: column '{CODES}' has rows of {lengths.to_list()} levels, expected one length")
     flat = codes.explode(empty_as_null=False)
-    if flat.null_count() or flat.min() < 0:  # type: ignore[operator]
+    if flat.null_count() or (len(flat) and flat.min() < 0):  # type: ignore[operator]
         raise InputError(f"{path}: column '{CODES}' holds a null or a negative number, expected codes from 0 on")
     return CodeTable(ids.to_list(), flat.to_numpy().astype(np.int64).reshape(len(ids), -1), str(path))
 

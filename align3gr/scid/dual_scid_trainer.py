@@ -205,6 +205,9 @@ class DualSCIDTraining:
         self.model, self.items, self.config = model, items, config
         self.users = users if model.config.has_users else None
         self.output_dir, self.pinned = str(output_dir), pinned or PinnedCodes()
+        self.pinned.check("item", model.item_rqvae.config.codebook_sizes)
+        if self.users is not None:
+            self.pinned.check("user", model.user_rqvae.config.codebook_sizes)
         self.interactions = interaction_matrix(train_sequences, len(items))
         pairs = np.stack(self.interactions.nonzero(), 1).astype(np.int64)
         held_out = np.random.default_rng(config.seed).random(len(pairs)) < config.holdout

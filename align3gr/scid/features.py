@@ -1,6 +1,6 @@
 """Features of all users or items as tensors, and what a trained model makes of them: embeddings and codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -73,6 +73,27 @@ class PinnedCodes:
 
     items: np.ndarray | None = None
     users: np.ndarray | None = None
+
+    def check(self, side: str, sizes: Sequence[int]) -> None:
+        """Whether the codes of a side ("item" or "user") fit into code books of these sizes.
+
+        Raises:
+            InputError: they do not.
+        """
+        codes = self.items if side == "item" else self.users
+        if codes is None:
+            return
+        if codes.shape[1] != len(sizes):
+            raise InputError(
+                f"{side}_codebook_sizes: previous codes have {codes.shape[1]} levels, got {len(sizes)}; "
+                "keep the levels, or leave previous out"
+            )
+        for level, (largest, size) in enumerate(zip(codes.max(0).tolist(), sizes, strict=True)):
+            if largest >= size:
+                raise InputError(
+                    f"{side}_codebook_sizes: level {level} has {size} codes and a previous code is {largest}; "
+                    "enlarge it, or leave previous out"
+                )
 
 
 def code_drift(codes: np.ndarray, pinned: np.ndarray) -> dict[str, Any]:

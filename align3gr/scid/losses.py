@@ -80,6 +80,7 @@ class CodebookDiversity(nn.Module):
         from sklearn.cluster import KMeans
 
         vectors = codebook.detach().float().cpu().numpy()
-        clusters = min(self.clusters, len(np.unique(vectors, axis=0)))
+        # Two codes to a group at least, on average: in a small book each would be alone otherwise.
+        clusters = min(self.clusters, max(len(vectors) // 2, 1), len(np.unique(vectors, axis=0)))
         labels = KMeans(clusters, n_init=1, random_state=self.seed).fit_predict(vectors)
         return torch.from_numpy(labels.astype(np.int64))

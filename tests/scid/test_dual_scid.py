@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from align3gr import InputError
 from align3gr.scid import (
     DualSCIDConfig,
     DualSCIDModel,
@@ -56,9 +57,8 @@ def test_u2i_loss_masks_false_negatives_and_never_the_positive():
 def test_alignment_moves_the_encoders_only_and_quantisation_moves_everything():
     model, (users, items, _) = small_model(), market()
     for encoder in (model.user_encoder, model.item_encoder):
-        assert not encoder.mlp[
-            -1
-        ].weight.any()  # the MLP adds nothing at the start, so its first layer has no gradient
+        # The MLP adds nothing at the start, so its first layer has no gradient.
+        assert not encoder.mlp[-1].weight.any()
         torch.nn.init.normal_(encoder.mlp[-1].weight)
     some_users, some_items = users.rows(slice(0, 40)), items.rows(slice(0, 40))
     model(some_users, some_items).u2i_loss.backward()
@@ -83,7 +83,8 @@ def test_training_aligns_users_with_their_items_and_codes_are_unique(tmp_path):
     assert codes.users.shape == (60, 3)
     again = small_model()
     train_dual_scid(again, users, items, sequences, config, tmp_path)
-    assert np.array_equal(assign_codes(again, users, items).items, codes.items)
+    second = assign_codes(again, users, items)
+    assert np.array_equal(second.items, codes.items) and np.array_equal(second.users, codes.users)
 
 
 def test_alignment_stops_when_the_auc_is_flat(tmp_path):
@@ -107,3 +108,67 @@ def test_save_and_load(tmp_path):
     again = DualSCIDModel.from_pretrained(tmp_path)
     assert torch.equal(again.encode_items(items.rows(slice(0, 40))), model.encode_items(items.rows(slice(0, 40))))
     assert torch.equal(again.encode_users(users.rows(slice(0, 60))), model.encode_users(users.rows(slice(0, 60))))
+
+
+def items_only(**options):
+    torch.manual_seed(0)
+    quantizer = RQVAEConfig(codebook_sizes=(4, 4, 16), codebook_dim=4)
+    return DualSCIDModel(DualSCIDConfig(6, 5, 0, 0, hidden_dim=16, sc_dim=8, item_rqvae=quantizer, **options))
+
+
+def test_an_item_side_alone_has_no_parts_for_users_and_says_so(tmp_path):
+    model, (users, items, _) = items_only(), market()
+    assert not any("user" in name for name, _ in model.named_parameters())
+    for ask in (model.embed_users, model.encode_users, lambda rows: model(quantize_users=rows)):
+        with pytest.raises(InputError, match="users: the model has an item side only"):
+            ask(users.rows(slice(0, 3)))
+    model.eval().save_pretrained(tmp_path)
+    rows = items.rows(slice(None))
+    assert torch.equal(DualSCIDModel.from_pretrained(tmp_path).encode_items(rows), model.encode_items(rows))
+
+
+def test_without_sc_encoder_the_weighted_unit_features_are_quantised():
+    model, (_, items, _) = items_only(sc_encoder="none", semantic_weight=0.5), market()
+    expected = torch.cat(
+        [
+            0.5 * items.semantic / items.semantic.norm(dim=1, keepdim=True),
+            items.collaborative / items.collaborative.norm(dim=1, keepdim=True),
+        ],
+        1,
+    )
+    torch.testing.assert_close(model.embed_items(items.rows(slice(None))), expected)
+    assert {name.split(".")[2] for name, _ in model.named_parameters()} == {"codebooks"}
+    assert model.item_rqvae.config.codebook_dim == 11
+
+
+def test_letters_regularisers_come_with_their_weights():
+    torch.manual_seed(0)
+    model, (_, items, _) = items_only(contrastive_weight=0.3).train(), market()
+    rows = torch.tensor([0, 1, 2, 1])
+    features = items.rows(rows)
+    output = model(quantize_items=features, item_rows=rows)
+    quantized = model.item_rqvae.quantizer(model.item_rqvae.latent(model.embed_items(features)))[0]
+    unit = features["collaborative"] / features["collaborative"].norm(dim=1, keepdim=True)
+    scores = quantized @ (unit @ model.collaborative_head.weight.T).T
+    scores[1, 3] = scores[3, 1] = -torch.inf  # one item twice
+    expected = (scores.logsumexp(1) - scores.diagonal()).mean()
+    torch.testing.assert_close(output.regularization, 0.3 * expected)
+    output.regularization.backward()
+    assert model.collaborative_head.weight.grad.any() and model.item_encoder.projection.weight.grad.any()
+    assert model(quantize_items=features).regularization > output.regularization  # nothing masked
+    diverse = items_only(diversity_weight=0.5).train()
+    output = diverse(quantize_items=items.rows(slice(None)))
+    output.regularization.backward()
+    touched = {name for name, parameter in diverse.named_parameters() if parameter.grad is not None}
+    assert touched == {f"item_rqvae.quantizer.codebooks.{level}" for level in range(3)}
+    diverse.quantize = False
+    assert diverse(quantize_items=features).regularization is None
+
+
+def test_temperature_of_the_model_divides_its_scores():
+    users, items, _ = market()
+    pairs = users.rows(slice(0, 8)), items.rows(slice(0, 8))
+    sharp = small_model()
+    sharp.config.u2i_temperature = 0.25
+    scores = sharp.embed_users(pairs[0]) @ sharp.embed_items(pairs[1]).T * 4
+    torch.testing.assert_close(sharp(*pairs).u2i_loss, (scores.logsumexp(1) - scores.diagonal()).mean())

@@ -63,9 +63,17 @@ def test_diversity_of_two_pairs_of_codes_by_hand():
     assert (books[0].grad[2] @ torch.tensor([-1.0, 0.1])).item() < 0  # code 2 is drawn towards code 3
 
 
-def test_diversity_of_codes_that_are_alone_in_their_group_is_nothing():
-    books = book([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0])
-    loss = CodebookDiversity(clusters=4)(books, torch.tensor([[0], [3]]))
+def test_small_books_have_groups_of_two():
+    books = book([1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.1])
+    codes = torch.tensor([[0], [3]])
+    assert (
+        CodebookDiversity(clusters=10)(books, codes).item() == CodebookDiversity(clusters=2)(books, codes).item() > 0
+    )
+
+
+def test_diversity_of_a_code_that_is_alone_in_its_group_is_nothing():
+    books = book([1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [-9.0, 0.0])
+    loss = CodebookDiversity(clusters=2)(books, torch.tensor([[3]]))
     assert loss.item() == 0
     loss.backward()
 

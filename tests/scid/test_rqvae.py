@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from align3gr.scid import RQVAEConfig, RQVAEModel
 
@@ -101,3 +101,42 @@ def test_codes_do_not_depend_on_autocast(model):
 def test_config_refuses_codebooks_of_one_code():
     with pytest.raises(ValueError, match="codebook_sizes"):
         RQVAEConfig(codebook_sizes=(256, 1))
+
+
+def test_a_stock_trainer_trains_it_on_rows_of_features(tmp_path):
+    torch.manual_seed(1)
+    model = RQVAEModel(RQVAEConfig(input_dim=12, codebook_sizes=(16, 16), codebook_dim=8, revive_after=5))
+    centres = torch.randn(8, 12)
+    rows = [{"features": centres[i % 8] + 0.1 * torch.randn(12)} for i in range(256)]
+    stacked = torch.stack([row["features"] for row in rows])
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=20,
+        per_device_train_batch_size=64,
+        learning_rate=1e-2,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    before = model.eval()(stacked).loss.item()
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 20 and losses[-1] < 0.5 * losses[0]
+    after = model.eval()(stacked)
+    assert after.loss.item() < 0.5 * before
+    # The reconstruction knows which of the eight centres a row comes from.
+    nearest = torch.cdist(after.reconstruction, centres).argmin(1)
+    assert (nearest == torch.arange(256) % 8).float().mean() > 0.8
+
+
+def test_vectors_themselves_are_quantised_without_an_autoencoder():
+    model = RQVAEModel(RQVAEConfig(input_dim=4, codebook_sizes=(8, 8), codebook_dim=4, hidden_dims=None))
+    rows = torch.randn(10, 4)
+    assert torch.equal(model.latent(rows), rows)
+    output = model(rows)
+    torch.testing.assert_close(output.reconstruction, output.quantized)
+    with pytest.raises(ValueError, match="hidden_dims: None quantises the vectors themselves"):
+        RQVAEConfig(input_dim=5, codebook_dim=4, hidden_dims=None)

@@ -1,0 +1,110 @@
+import pytest
+
+from align3gr import InputError
+from align3gr.scid import SCIDSettings
+from align3gr.scid.configuration_rqvae import RQVAEConfig
+
+
+def test_the_defaults_are_the_papers():
+    config = SCIDSettings().model_config(12_000, (128, 64), (96, 32))
+    for side in (config.item_rqvae, config.user_rqvae):
+        quantizer = RQVAEConfig(**side)
+        assert quantizer.codebook_sizes == [256, 256, 256] and quantizer.codebook_dim == 32
+        assert (quantizer.estimator, quantizer.codebook_update, quantizer.sinkhorn_epsilon) == (
+            "straight-through",
+            "loss",
+            0.0,
+        )
+    assert config.has_users and config.u2i_temperature == 1 and config.sc_encoder == "mlp"
+    assert (config.contrastive_weight, config.diversity_weight) == (0, 0)
+    assert (config.item_semantic_dim, config.item_collaborative_dim) == (128, 64)
+    assert (config.user_semantic_dim, config.user_collaborative_dim) == (96, 32)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("codebook_dim", 7),
+        ("hidden_dims", [9]),
+        ("commitment_weight", 0.5),
+        ("estimator", "rotation"),
+        ("codebook_update", "ema"),
+        ("ema_decay", 0.8),
+        ("sinkhorn_epsilon", 0.02),
+        ("revive_after", 5),
+    ],
+)
+def test_options_of_the_quantisers_reach_both_sides(option, value):
+    config = SCIDSettings(**{option: value}).model_config(100, (4, 4), (4, 4))
+    for side in (config.item_rqvae, config.user_rqvae):
+        assert getattr(RQVAEConfig(**side), option) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("semantic_weight", 0.3),
+        ("sc_encoder", "none"),
+        ("hidden_dim", 11),
+        ("sc_dim", 13),
+        ("u2i_temperature", 0.1),
+        ("contrastive_weight", 0.02),
+        ("diversity_weight", 0.001),
+    ],
+)
+def test_options_of_the_model_reach_it(option, value):
+    assert getattr(SCIDSettings(**{option: value}).model_config(100, (4, 4), (4, 4)), option) == value
+
+
+def test_sides_and_sizes():
+    settings = SCIDSettings(sides="item", item_codebook_sizes=[8, 16], user_codebook_sizes=[4])
+    config = settings.model_config(100, (4, 4), (4, 4))
+    assert not config.has_users and config.item_rqvae["codebook_sizes"] == [8, 16]
+    automatic = SCIDSettings(auto_codebook_sizes=True, user_codebook_sizes=[4, 4])
+    config = automatic.model_config(1682, (4, 4), (4, 4))
+    assert config.item_rqvae["codebook_sizes"] == [32, 32, 32] and config.user_rqvae["codebook_sizes"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item_codes": "x.index.json"}, "item_codes: .* set sides: item"),
+        ({"item_codes": "x.index.json", "sides": "item"}, "collisions: 'assignment' needs a trained model"),
+        (
+            {"item_codes": "x", "sides": "item", "collisions": "none", "previous": "run"},
+            "previous: does not apply to ready item_codes",
+        ),
+        ({"previous": "run/scid", "collisions": "extra-level"}, "pin: does not go with collisions 'extra-level'"),
+        ({"auto_codebook_sizes": True, "item_codebook_sizes": [8, 8]}, "auto_codebook_sizes: leave"),
+        ({"sc_encoder": "none", "hidden_dims": [8]}, "sc_encoder: 'none'"),
+        ({"sc_encoder": "none", "contrastive_weight": 0.1}, "sc_encoder: 'none'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        SCIDSettings(**options)
+    assert SCIDSettings(previous="run/scid", collisions="extra-level", pin=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codebook_update": "ema", "diversity_weight": 0.1}, "diversity_weight: code vectors that are running means"),
+        ({"codebook_update": "ema", "sc_encoder": "none"}, "codebook_update: 'ema' with sc_encoder 'none'"),
+        ({"u2i_temperature": 0.0}, "u2i_temperature: got 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay: got 1.0"),
+        ({"estimator": "gumbel"}, "estimator: got 'gumbel'"),
+        ({"codebook_update": "never"}, "codebook_update: got 'never'"),
+        ({"sinkhorn_epsilon": -1.0}, "sinkhorn_epsilon: got -1.0"),
+        ({"sc_encoder": "transformer"}, "sc_encoder: got 'transformer'"),
+        ({"item_codebook_sizes": [8, 1]}, "codebook_sizes"),
+    ],
+)
+def test_models_that_could_not_learn_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        SCIDSettings(**options).model_config(100, (4, 4), (4, 4))
+
+
+def test_contrast_needs_collaborative_features():
+    with pytest.raises(InputError, match="contrastive_weight: needs collaborative features"):
+        SCIDSettings(contrastive_weight=0.1).model_config(100, (4, 0), (4, 0))
