@@ -30,6 +30,8 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/softmax_dpo.py
+	$(BIN)/python benchmarks/tokenize.py
+	$(BIN)/python benchmarks/token_quality.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

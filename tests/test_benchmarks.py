@@ -1,0 +1,48 @@
+"""Benchmarks start, and the one that is named like a module of the standard library stands in nobody's way."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def token_speed():
+    spec = importlib.util.spec_from_file_location("token_speed", ROOT / "benchmarks" / "token_speed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_standard_librarys_tokenize_is_found_from_the_folder_of_benchmarks():
+    script = "import tokenize, inspect, json; print(json.dumps([tokenize.__file__, tokenize.tok_name[tokenize.NAME]]))"
+    path = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); "
+    output = subprocess.run([sys.executable, "-c", path + script], capture_output=True, text=True, check=True).stdout
+    file, name = json.loads(output)
+    assert "benchmarks" not in file and name == "NAME"
+
+
+def test_tokenize_starts_as_a_script():
+    command = [sys.executable, str(ROOT / "benchmarks" / "tokenize.py"), "--help"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--full" in output and "--json" in output
+
+
+def test_both_forms_of_the_u2i_loss_are_one(token_speed):
+    users, items = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]])
+    known = torch.tensor([[False, True], [False, False]])
+    # User 0 has item 1 masked, so nothing competes; user 1 scores 2 and 6.
+    expected = np.log(np.exp(2) + np.exp(6)) - 6
+    assert token_speed.looped_u2i(users, items, known).item() == pytest.approx(expected / 2, abs=1e-5)
+
+
+def test_a_small_catalogue_is_assigned_unique_codes(token_speed):
+    figures = token_speed.measure_catalogue(5000)
+    assert figures["items"] == 5000 and figures["still_shared"] == 0
+    assert figures["seconds"] >= figures["assign_seconds"] > 0 and figures["peak_mb"] > 0
