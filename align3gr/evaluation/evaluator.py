@@ -10,6 +10,39 @@ from align3gr.evaluation.metrics import three_columns
 from align3gr.scid.prompts import PromptBuilder
 
 
+def rank_policy(
+    search: ConstrainedBeamSearch,
+    prompts: PromptBuilder,
+    questions: EvaluationSet,
+    item_codes: np.ndarray,
+    user_codes: np.ndarray | None,
+    k: int,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists of a model on a validation or test set: with items of the history, and without.
+
+    Args:
+        search: the model with its catalogue; its beam must be at least `k`.
+        prompts: the prompt that the model was trained with.
+        questions: users, histories and targets.
+        item_codes: `(items, levels)`.
+        user_codes: `(users, levels)`, or None for prompts without users.
+        k: length of the lists.
+        batch_size: prompts in one search.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Two `(questions, k)` int64 item indices, best first, -1 where a list is shorter.
+    """
+    inputs = [
+        prompts.prompt(None if user_codes is None else user_codes[user], item_codes[history])
+        for user, history in zip(questions.user_rows, questions.histories, strict=True)
+    ]
+    rankings = generate_rankings(search, inputs, batch_size, k, histories=questions.histories, progress=progress)
+    return rankings.allowed, cast(np.ndarray, rankings.masked)  # there, since histories were given
+
+
 def evaluate_policy(
     search: ConstrainedBeamSearch,
     prompts: PromptBuilder,
@@ -20,7 +53,7 @@ def evaluate_policy(
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a model on a validation or test set, see [`three_columns`].
+    """Metrics of a model on a validation or test set: [`three_columns`] of the lists of [`rank_policy`].
 
     Args:
         search: the model with its catalogue; its beam must be at least `max(ks)`.
@@ -32,13 +65,10 @@ def evaluate_policy(
         batch_size: prompts in one search.
         progress: whether to show a progress bar.
     """
-    inputs = [
-        prompts.prompt(None if user_codes is None else user_codes[user], item_codes[history])
-        for user, history in zip(questions.user_rows, questions.histories, strict=True)
-    ]
-    rankings = generate_rankings(search, inputs, batch_size, max(ks), histories=questions.histories, progress=progress)
-    masked = cast(np.ndarray, rankings.masked)  # there, since histories were given
-    return three_columns(rankings.allowed, masked, questions.targets, questions.histories, ks, questions.ratings)
+    allowed, masked = rank_policy(
+        search, prompts, questions, item_codes, user_codes, max(ks), batch_size, progress=progress
+    )
+    return three_columns(allowed, masked, questions.targets, questions.histories, ks, questions.ratings)
 
 
 def sample_users(questions: EvaluationSet, users: int, seed: int) -> EvaluationSet:

@@ -16,6 +16,12 @@ ABSENT = np.iinfo(np.int64).max
 # From this rating on a target counts as liked (the paper's levels: liked 4-5, neutral 2-3, disliked 1).
 LIKED_RATING = 4.0
 
+# Up to this rating a target counts as disliked.
+DISLIKED_RATING = 1.0
+
+# Lengths of the lists in reports; only those that the ranking is long enough for are judged.
+REPORTED_KS = (1, 5, 10, 20, 100)
+
 
 def target_ranks(rankings: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The 0-based position of each user's target in their ranking.
@@ -79,6 +85,60 @@ def ndcg_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
     return recall_at_k(ranks, k) / np.log2(np.minimum(ranks, k) + 2.0)
 
 
+def mrr_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
+    r"""Reciprocal rank of each user's target within k, $[\mathrm{rank} < k] / (\mathrm{rank} + 1)$; its mean is
+    MRR@k.
+
+    Args:
+        ranks: (users,) 0-based ranks of `target_ranks`.
+        k: length of the list that is judged.
+
+    Returns:
+        (users,) float64 between 0 and 1.
+
+    >>> mrr_at_k(np.array([0, 3, ABSENT]), k=5).tolist()
+    [1.0, 0.25, 0.0]
+    """
+    ranks = np.asarray(ranks)
+    return recall_at_k(ranks, k) / (np.minimum(ranks, k) + 1.0)
+
+
+def reported_ks(k: int, num_beams: int) -> tuple[int, ...]:
+    """The lengths of `REPORTED_KS` that lists of k items can answer.
+
+    Args:
+        k: length of the lists.
+        num_beams: beam of the search, which no list can exceed.
+
+    Raises:
+        InputError: k is longer than the beam, or not positive.
+
+    >>> reported_ks(20, num_beams=20)
+    (1, 5, 10, 20)
+    """
+    if _positive(k) > num_beams:
+        raise InputError(f"k: got {k}, but the search keeps num_beams={num_beams} items; raise num_beams or lower k")
+    return tuple(length for length in REPORTED_KS if length <= k)
+
+
+# Name in reports -> function of (ranks, k).
+RANK_METRICS = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
+
+
+def mean_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """Means of every rank metric at every k, such as `recall@10`, and the number of `users`; all 0 without users.
+
+    >>> mean_metrics(np.array([1, ABSENT]), ks=[2])["mrr@2"]
+    0.25
+    """
+    means = {
+        f"{name}@{k}": float(metric(ranks, k).mean()) if len(ranks) else 0.0
+        for k in ks
+        for name, metric in RANK_METRICS.items()
+    }
+    return means | {"users": len(ranks)}
+
+
 def is_repeat(targets: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
     """Whether each target stands in the user's history.
 
@@ -108,13 +168,15 @@ def three_columns(
     ks: Sequence[int] = (5, 10),
     ratings: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Recall and NDCG under the three protocols that published tables mix, side by side.
+    """Recall, NDCG and MRR under the three protocols that published tables mix, side by side.
 
     - `seen_allowed`: any item may be shown; the protocol of generative recommenders.
     - `seen_masked`: items of the history are not shown and a repeated target is a miss.
     - `discoveries`: the masked ranking, over users whose target is not in their history.
     - `seen_allowed_repeats`, `seen_allowed_discoveries`: the first column, users with a repeated target, others.
-    - with ratings, the first three again over users who rated the target 4 or higher: `seen_allowed_liked`, ...
+    - with ratings, the first three again over users who rated the target 4 or higher: `seen_allowed_liked`, ...;
+      and the first two over users who rated it 1 or lower: `seen_allowed_disliked`, `seen_masked_disliked`. There
+      recall@k is the share of lists that show what the user turned out to dislike: lower is better.
 
     Args:
         rankings_allowed: (users, k) item indices, -1 where a list is shorter.
@@ -125,7 +187,7 @@ def three_columns(
         ratings: (users,) rating of the target, NaN where there is none.
 
     Returns:
-        For each column `recall@k` and `ndcg@k` for each k, means over its `users`. All are 0 where `users` is 0.
+        For each column `recall@k`, `ndcg@k` and `mrr@k` for each k, means over its `users`; all are 0 without users.
 
     Raises:
         InputError: shapes do not fit, a k is longer than the rankings, or a masked ranking shows a seen target.
@@ -149,19 +211,14 @@ def three_columns(
         "seen_allowed_discoveries": (allowed, ~repeat),
     }
     if ratings is not None:
-        liked = np.asarray(ratings) >= LIKED_RATING
+        # No rating is NaN, and every comparison with it is false.
+        liked, disliked = np.asarray(ratings) >= LIKED_RATING, np.asarray(ratings) <= DISLIKED_RATING
         for name in ("seen_allowed", "seen_masked", "discoveries"):
             ranks, users = groups[name]
             groups[f"{name}_liked"] = (ranks, users & liked)
-    return {name: _means(ranks[users], ks) for name, (ranks, users) in groups.items()}
-
-
-def _means(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
-    means: dict[str, float] = {}
-    for k in ks:
-        means[f"recall@{k}"] = float(recall_at_k(ranks, k).mean()) if len(ranks) else 0.0
-        means[f"ndcg@{k}"] = float(ndcg_at_k(ranks, k).mean()) if len(ranks) else 0.0
-    return means | {"users": len(ranks)}
+        groups["seen_allowed_disliked"] = (allowed, disliked)
+        groups["seen_masked_disliked"] = (masked, disliked)
+    return {name: mean_metrics(ranks[users], ks) for name, (ranks, users) in groups.items()}
 
 
 def _positive(k: int) -> int:

@@ -15,6 +15,17 @@ _CELLS = (
     ("discoveries N@10", "discoveries", "ndcg@10"),
     ("repeats R@10", "seen_allowed_repeats", "recall@10"),
     ("liked R@10", "seen_allowed_liked", "recall@10"),
+    ("disliked R@10", "seen_allowed_disliked", "recall@10"),
+)
+
+# Heading of the second table, metric, digits.
+_BEYOND = (
+    ("coverage", "coverage", 4),
+    ("Gini", "gini", 4),
+    ("mean train count", "popularity", 1),
+    ("diversity (SCID)", "scid_diversity", 4),
+    ("diversity (vectors)", "vector_diversity", 4),
+    ("shows a disliked item", "disliked", 4),
 )
 
 
@@ -34,6 +45,50 @@ def metrics_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         values = [_number(columns.get(column, {}).get(metric)) for _, column, metric in cells]
         users = columns.get("seen_allowed", {}).get("users")
         lines.append(f"| {name} | " + " | ".join(values) + f" | {'-' if users is None else f'{users:,.0f}'} |")
+    return "\n".join(lines) + "\n"
+
+
+def beyond_accuracy_table(results: Mapping[str, Mapping[str, Any]], k: int = 10) -> str:
+    """A Markdown table of what the lists of k items with seen items allowed are worth beside their hits.
+
+    Args:
+        results: [`FullEvaluation.results`]; systems without `beyond_accuracy`, and cells nobody has, are left out.
+        k: length of the lists.
+    """
+    rows = {
+        name: result["beyond_accuracy"]["seen_allowed"]
+        for name, result in results.items()
+        if "beyond_accuracy" in result
+    }
+    cells = [cell for cell in _BEYOND if any(row.get(f"{cell[1]}@{k}") is not None for row in rows.values())]
+    lines = [f"| lists of {k} | " + " | ".join(heading for heading, _, _ in cells) + " |"]
+    lines.append("|---|" + "---:|" * len(cells))
+    for name, row in rows.items():
+        values = [_number(row.get(f"{metric}@{k}"), digits) for _, metric, digits in cells]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def segments_table(results: Mapping[str, Mapping[str, Any]], metric: str = "recall@10") -> str:
+    """A Markdown table of one metric by segment, seen items allowed: one row a part, one column a system.
+
+    The number of users is that of the first system; the last rows say at which SCID level targets outside the longest
+    list were lost.
+
+    Args:
+        results: [`FullEvaluation.results`]; systems without `segments` are left out.
+        metric: what is shown, such as "ndcg@5".
+    """
+    systems = {name: result for name, result in results.items() if "segments" in result}
+    lines = [f"| {_heading(metric)} | users | " + " | ".join(systems) + " |", "|---|" + "---:|" * (len(systems) + 1)]
+    first: Mapping[str, Any] = next(iter(systems.values()), {"segments": {}})
+    for segment, parts in first["segments"].items():
+        for part, metrics in parts.items():
+            values = [_number(s["segments"].get(segment, {}).get(part, {}).get(metric)) for s in systems.values()]
+            lines.append(f"| {segment} {part} | {metrics['users']:,} | " + " | ".join(values) + " |")
+    for level in [key for key in first.get("lost_levels", {}) if key != "users"]:
+        values = [_number(s["lost_levels"].get(level)) for s in systems.values()]
+        lines.append(f"| share of lost targets, {level} levels shared | | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -67,6 +122,12 @@ def curriculum_table(curriculum: Mapping[str, Any]) -> str:
             f"{_number(stage.get('last_loss'), 3)} | {recall} | {stage['decision']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _heading(metric: str) -> str:
+    """`recall@10` -> `R@10`, as in the first table."""
+    name, _, k = metric.partition("@")
+    return f"{name[0].upper()}@{k}"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

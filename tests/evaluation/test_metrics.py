@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from align3gr.errors import InputError
-from align3gr.evaluation.metrics import ABSENT, is_repeat, ndcg_at_k, recall_at_k, target_ranks, three_columns
+from align3gr.evaluation.metrics import (
+    ABSENT,
+    is_repeat,
+    mrr_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    reported_ks,
+    target_ranks,
+    three_columns,
+)
 
 RANKINGS = np.array([[3, 1, 2], [0, 4, -1], [5, 6, 7], [-1, -1, -1]])
 TARGETS = np.array([2, 0, 4, 1])
@@ -36,9 +45,10 @@ def test_a_long_k_never_finds_an_absent_target():
 def test_equal_to_ranx():
     ranx = pytest.importorskip("ranx", reason="ranx, the oracle, is not installed")
     rng = np.random.default_rng(0)
-    users, items, k = 200, 60, 20
+    users, items, k = 200, 150, 100
     rankings = np.stack([rng.permutation(items)[:k] for _ in range(users)])
     targets = rng.integers(items, size=users)
+    targets[:9] = rankings[:9, 0]  # chance alone hits the first place once in 150
     qrels = ranx.Qrels({f"u{row}": {f"i{target}": 1} for row, target in enumerate(targets)})
     run = ranx.Run(
         {
@@ -47,12 +57,23 @@ def test_equal_to_ranx():
         }
     )
     ranks = target_ranks(rankings, targets)
-    names = ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
-    theirs = ranx.evaluate(qrels, run, names)
-    ours = [recall_at_k(ranks, 5), recall_at_k(ranks, 10), ndcg_at_k(ranks, 5), ndcg_at_k(ranks, 10)]
-    assert 0 < ours[0].mean() < 1
-    for name, values in zip(names, ours, strict=True):
+    functions = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
+    ours = {f"{name}@{k}": function(ranks, k) for name, function in functions.items() for k in (1, 5, 10, 20, 100)}
+    theirs = ranx.evaluate(qrels, run, list(ours))
+    assert 0 < ours["recall@1"].mean() < ours["recall@100"].mean() < 1
+    for name, values in ours.items():
         assert values.mean() == pytest.approx(theirs[name], abs=1e-9), name
+
+
+def test_mrr_by_hand():
+    assert mrr_at_k(np.array([0, 1, 4, 5, ABSENT]), 5).tolist() == pytest.approx([1, 1 / 2, 1 / 5, 0, 0])
+
+
+def test_lengths_follow_the_list_and_the_list_the_beam():
+    assert reported_ks(100, num_beams=120) == (1, 5, 10, 20, 100)
+    assert reported_ks(99, num_beams=99) == (1, 5, 10, 20)
+    with pytest.raises(InputError, match="k: got 100, but the search keeps num_beams=20 items; raise num_beams"):
+        reported_ks(100, num_beams=20)
 
 
 def test_repeats_are_found_anywhere_in_the_history():
@@ -87,11 +108,18 @@ def test_liked_columns_count_targets_rated_four_or_higher():
     ratings = np.array([5.0, 3.0, np.nan])
     columns = three_columns(ALLOWED, MASKED, THREE_TARGETS, HISTORIES, ks=(1, 2), ratings=ratings)
     assert columns["seen_allowed_liked"] == pytest.approx(
-        {"recall@1": 0, "recall@2": 1, "ndcg@1": 0, "ndcg@2": 1 / math.log2(3), "users": 1}
+        {"recall@1": 0, "recall@2": 1, "ndcg@1": 0, "ndcg@2": 1 / math.log2(3), "mrr@1": 0, "mrr@2": 0.5, "users": 1}
     )
     assert columns["seen_masked_liked"]["recall@2"] == 0
     # The one liked target is a repeat: nobody is left, and that is said.
-    assert columns["discoveries_liked"] == {"recall@1": 0, "ndcg@1": 0, "recall@2": 0, "ndcg@2": 0, "users": 0}
+    assert set(columns["discoveries_liked"].values()) == {0}
+
+
+def test_disliked_columns_count_targets_rated_one_or_lower():
+    columns = three_columns(ALLOWED, MASKED, THREE_TARGETS, HISTORIES, ks=(1, 2), ratings=np.array([1.0, 0.5, 2.0]))
+    # Ranks 1 and absent of the first two users, masked absent and 0; the third is neutral.
+    assert [columns["seen_allowed_disliked"][name] for name in ("recall@1", "recall@2", "users")] == [0, 0.5, 2]
+    assert [columns["seen_masked_disliked"][name] for name in ("recall@1", "recall@2", "users")] == [0.5, 0.5, 2]
 
 
 def test_what_cannot_be_judged_is_refused():
