@@ -23,6 +23,7 @@ _EPILOG = """stages:
 
 tools:
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
+  audit        is a split clean, and does anything depend on targets that it must not see?
 
 `align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
 
@@ -46,6 +47,8 @@ def _run(arguments: list[str]) -> int:
     parsed = _parser().parse_args(arguments)
     if parsed.verb == "run":
         return _run_pipeline(parsed)
+    if parsed.verb == "audit":
+        return _audit(parsed)
     if parsed.verb == "scid-report":
         _report_codes(parsed)
     else:
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(recipes=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|scid-report|<stage>")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|scid-report|audit|<stage>")
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
     run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
@@ -87,7 +90,36 @@ def _parser() -> argparse.ArgumentParser:
         help="codes of each level (default: the largest that occurs, plus one)",
     )
     report.add_argument("--output", required=True, help="folder to write to")
+    audit = verbs.add_parser("audit", help="look for leaks in a split, a run, or any command")
+    audit.add_argument("--run_dir", help="a run: its split and the manifests of its stages are checked")
+    audit.add_argument("--data", help="a folder of prepared data, in place of a run")
+    audit.add_argument("--command", help="makes artefacts below {output} from {output}/data; run on exchanged targets")
+    audit.add_argument("--split", default="test", choices=("validation", "test"), help="targets to exchange (test)")
+    audit.add_argument("--work", help="folder for the two runs of --command; must not exist")
+    audit.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from align3gr.audit import audit_manifests, audit_split, findings_json, permutation_check
+    from align3gr.data import Split
+
+    if (parsed.run_dir is None) == (parsed.data is None):
+        raise InputError("audit: give --run_dir or --data, one of them")
+    if (parsed.command is None) != (parsed.work is None):
+        raise InputError("audit: --command and --work go together")
+    data = Path(parsed.data) if parsed.data else stage_folder(parsed.run_dir, "prepare")
+    findings = audit_split(Split.load(data))
+    if parsed.run_dir:
+        findings += audit_manifests(parsed.run_dir)
+    if parsed.command:
+        findings.append(permutation_check(data, parsed.command, parsed.work, parsed.split))
+    if parsed.json:
+        print(findings_json(findings))
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.passed else 'LEAK'}  {finding.check}: {finding.message}")
+    return 0 if all(finding.passed for finding in findings) else 1
 
 
 def _run_pipeline(parsed: argparse.Namespace) -> int:

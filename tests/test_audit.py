@@ -79,3 +79,18 @@ def test_permutation_refusals(split, tmp_path):
         permutation_check(tmp_path / "data", "true {output}", tmp_path / "c")
     with pytest.raises(InputError, match="exists already"):
         permutation_check(tmp_path / "data", "true {output}", tmp_path / "c")
+
+
+def test_the_command_line_ends_with_status_1_on_a_leak(split, tmp_path, capsys):
+    from align3gr.cli import main
+
+    split.save(tmp_path / "data")
+    command = "cp {output}/data/test.parquet {output}/made"
+    for arguments, status in (([], 0), (["--command", command, "--work", str(tmp_path / "work")], 1)):
+        with pytest.raises(SystemExit) as ended:
+            main(["audit", "--data", str(tmp_path / "data"), *arguments])
+        assert ended.value.code == status
+    assert "LEAK  exchanged test targets: 1 files compared, differ: made" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "--data", "a", "--run_dir", "b"])
+    assert ended.value.code == 2
