@@ -63,7 +63,8 @@ class CardMixin:
         # same branch or pull request.
         path = Path(working_dir) / "README.md"
         card = self.card()
-        asked = (ModelCard.load(path).data.tags or []) if path.is_file() else []
-        card.data.tags = list(dict.fromkeys([*card.data.tags, *asked]))
+        if path.is_file():
+            asked = ModelCard.load(path).data.get("tags") or []
+            card.data["tags"] = list(dict.fromkeys([*card.data.get("tags"), *asked]))
         card.save(path)
         return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]

@@ -83,7 +83,7 @@ class SCEncoder(nn.Module):
         return self.projection(features) + self.mlp(features) if self.trained else features
 
 
-class DualSCIDModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
+class DualSCIDModel(CardMixin, PreTrainedModel):
     """SC encoders and RQ-VAEs of users and items, trained together and used apart."""
 
     config_class = DualSCIDConfig

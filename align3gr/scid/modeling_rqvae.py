@@ -34,7 +34,7 @@ class RQVAEOutput(ModelOutput):
     codes: torch.Tensor | None = None
 
 
-class RQVAEModel(CardMixin, PreTrainedModel):  # type: ignore[misc]
+class RQVAEModel(CardMixin, PreTrainedModel):
     """Residual-quantised variational autoencoder over vectors. A stock `Trainer` trains it on rows of `features`.
 
     ```python
