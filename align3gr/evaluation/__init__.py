@@ -9,6 +9,7 @@ from align3gr.evaluation.beyond_accuracy import (
     shows_disliked,
     vector_diversity,
 )
+from align3gr.evaluation.evaluate_metric import ranking_metric
 from align3gr.evaluation.evaluator import evaluate_policy, rank_policy, sample_users
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.evaluation.metrics import (
@@ -53,6 +54,7 @@ __all__ = [
     "paired_test",
     "prefix_diversity",
     "rank_policy",
+    "ranking_metric",
     "read_per_user",
     "recall_at_k",
     "recommendation_popularity",
