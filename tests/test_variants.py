@@ -120,6 +120,19 @@ def test_residual_kmeans_is_that_of_scikit_learn(scid):
     assert report["item_quantization_error"] == pytest.approx(np.square(residual).sum(1).mean(), rel=1e-3)
 
 
+@pytest.mark.parametrize("sides", ["item", "dual"])
+def test_texts_alone(sides, embedded, tmp_path, run_stage):
+    run_dir = tmp_path / "run"
+    shutil.copytree(embedded / "data", run_dir / "data")
+    (tmp_path / "embed.yaml").write_text("semantic_dim: 16\ncollaborative: none\n")
+    run_stage("embed", run_dir, config=tmp_path / "embed.yaml")
+    run_stage("scid", run_dir, sides=sides, **QUICK)
+    assert unique(item_codes(run_dir / "scid")) == 80
+    config = json.loads((run_dir / "scid" / "model" / "config.json").read_text())
+    assert config["item_collaborative_dim"] == 0 and config["item_semantic_dim"] == 16
+    assert config["user_semantic_dim"] == (16 if sides == "dual" else 0)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_collision_strategy(strategy, scid):
     plain, _ = scid("plain", **KMEANS, collisions="none")

@@ -51,10 +51,14 @@ def rotate_gradient(latent: torch.Tensor, quantized: torch.Tensor) -> torch.Tens
     with torch.no_grad():
         source, target = F.normalize(latent, dim=1), F.normalize(quantized, dim=1)
         mirror = F.normalize(source + target, dim=1)
-        scale = quantized.norm(dim=1, keepdim=True) / latent.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        length = latent.norm(dim=1, keepdim=True)
+        scale = quantized.norm(dim=1, keepdim=True) / length.clamp_min(1e-6)
     along = (latent * mirror).sum(1, keepdim=True) * mirror
     turned = (latent * source).sum(1, keepdim=True) * target
-    return scale * (latent - 2 * along + 2 * turned)
+    # A latent of no length has no direction to turn from: its gradient goes straight through.
+    return torch.where(
+        length > 1e-6, scale * (latent - 2 * along + 2 * turned), latent + (quantized - latent).detach()
+    )
 
 
 class ResidualQuantizer(nn.Module):

@@ -102,6 +102,14 @@ def test_rotation_trick_is_that_of_another_library():
     assert not torch.allclose(latent.grad, direction, atol=0.1)  # straight-through would pass it as it is
 
 
+def test_a_latent_of_no_length_is_passed_straight_through():
+    latent = torch.zeros(1, 3, requires_grad=True)
+    passed = rotate_gradient(latent, torch.tensor([[1.0, 2.0, 2.0]]))
+    assert passed.tolist() == [[1.0, 2.0, 2.0]]
+    passed.backward(torch.tensor([[1.0, 0.0, -1.0]]))
+    assert latent.grad.tolist() == [[1.0, 0.0, -1.0]]
+
+
 def test_two_steps_of_running_means_by_hand():
     ours = quantizer(sizes=(2,), dim=1, codebook_update="ema", ema_decay=0.5)
     with torch.no_grad():
