@@ -116,7 +116,8 @@ def test_quantisation_error_is_the_distance_to_the_sum_of_code_vectors(trained):
 def test_blocks_give_what_all_rows_at_once_give(trained, monkeypatch):
     model, users, items = trained
     whole = assign_codes(model, users, items)
-    monkeypatch.setattr(features_module, "ROWS_AT_ONCE", 7)
+    for name in ("ROWS_AT_ONCE", "CPU_ROWS_AT_ONCE"):
+        monkeypatch.setattr(features_module, name, 7, raising=False)
     assert [len(block["semantic"]) for block in items.blocks("cpu")] == [7, 7, 7, 7, 7, 5]
     blocks = assign_codes(model, users, items)
     assert np.array_equal(whole.items, blocks.items) and np.array_equal(whole.users, blocks.users)
