@@ -257,3 +257,17 @@ def test_proposed_codebooks_grow_with_the_catalogue_and_hold_it():
         propose_codebook_sizes(4096**3 // 4 + 1)
     with pytest.raises(InputError, match="levels 1"):
         propose_codebook_sizes(10, levels=1)
+
+
+def test_a_code_vector_learns_from_its_own_level_alone():
+    ours = quantizer(sizes=(2, 2), dim=1)
+    with torch.no_grad():
+        ours.codebooks[0].copy_(torch.tensor([[0.0], [100.0]]))
+        ours.codebooks[1].copy_(torch.tensor([[1.0], [50.0]]))
+    latent = torch.tensor([[3.0]], requires_grad=True)
+    _, _, loss = ours(latent)
+    loss.backward()
+    # Level 0: residual 3, code 0; level 1: residual 3, code 1. Commitment: 0.25 * (2 * 3 + 2 * 2) on the latent.
+    assert ours.codebooks[0].grad.flatten().tolist() == [-6.0, 0.0]
+    assert ours.codebooks[1].grad.flatten().tolist() == [-4.0, 0.0]
+    assert latent.grad.item() == pytest.approx(2.5)
