@@ -14,6 +14,7 @@ from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.modeling_rqvae import RQVAEModel
 
 ROWS_AT_ONCE = 65_536
+CPU_ROWS_AT_ONCE = 4_096  # what the layers make of them stays in the cache
 
 
 @dataclass
@@ -57,8 +58,9 @@ class FeatureTable:
 
     def blocks(self, device: torch.device | str) -> Iterator[dict[str, torch.Tensor]]:
         """All rows in order, some thousands at once: memory does not grow with the catalogue."""
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            features = self.rows(slice(start, start + ROWS_AT_ONCE))
+        size = CPU_ROWS_AT_ONCE if torch.device(device).type == "cpu" else ROWS_AT_ONCE
+        for start in range(0, len(self), size):
+            features = self.rows(slice(start, start + size))
             yield {name: part.to(device) for name, part in features.items()}
 
 
