@@ -22,6 +22,7 @@ _EPILOG = """stages:
   evaluate   full ranking on the test split, beside the baselines
 
 tools:
+  recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
   audit        is a split clean, and does anything depend on targets that it must not see?
 
@@ -51,6 +52,8 @@ def _run(arguments: list[str]) -> int:
         return _audit(parsed)
     if parsed.verb == "scid-report":
         _report_codes(parsed)
+    elif parsed.verb == "recommend":
+        _recommend(parsed)
     else:
         _write_results(parsed.runs, parsed.output)
     return 0
@@ -64,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(recipes=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|results|scid-report|audit|<stage>")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="run|results|recommend|scid-report|audit|<stage>"
+    )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
     run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
     results.add_argument("--output", required=True, help="Markdown file to write")
+    _add_recommend(verbs.add_parser("recommend", help="recommend to every row of a Parquet file"))
     report = verbs.add_parser("scid-report", help="measure and plot a table of codes")
     report.add_argument(
         "--codes", required=True, help="item_codes.parquet of a run, or an index.json of LC-Rec or LETTER"
@@ -98,6 +104,31 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--work", help="folder for the two runs of --command; must not exist")
     audit.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
+
+
+def _add_recommend(recommend: argparse.ArgumentParser) -> None:
+    recommend.add_argument("--model", required=True, help="model folder, such as runs/yelp/sp_dpo/model, or a Hub id")
+    recommend.add_argument(
+        "--input", required=True, help="Parquet: items (lists of item ids, oldest first), user_id and profile if known"
+    )
+    recommend.add_argument(
+        "--output", required=True, help="Parquet to write: row, user_id, rank, item_id, title, score"
+    )
+    recommend.add_argument("--k", type=int, default=10, help="length of the lists (default: 10)")
+    recommend.add_argument("--num_beams", type=int, default=20, help="beams, at least k (default: 20)")
+    recommend.add_argument("--batch_size", type=int, default=64, help="users in one search (default: 64)")
+    recommend.add_argument("--exclude_seen", action="store_true", help="leave out the items of the user's history")
+    recommend.add_argument(
+        "--allowed", help="items that alone may be shown: text, one id a line, or Parquet (item_id)"
+    )
+    recommend.add_argument(
+        "--unknown_items",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what to do with items outside the catalogue (default: raise)",
+    )
+    recommend.add_argument("--scid", help="folder scid of the run: gives users with a profile but no SCID one")
+    recommend.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
 
 
 def _audit(parsed: argparse.Namespace) -> int:
@@ -198,6 +229,33 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         Path(output).write_text("\n".join(sections), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {output}: {error.strerror}; choose another file") from error
+
+
+def _recommend(parsed: argparse.Namespace) -> None:
+    from align3gr.decoding.files import check_histories, read_item_ids
+    from align3gr.decoding.recommender import Recommender
+
+    # What is quickly seen to be wrong is said before the model is loaded.
+    check_histories(parsed.input)
+    allowed = None if parsed.allowed is None else read_item_ids(parsed.allowed)
+    if not 1 <= parsed.k <= parsed.num_beams:
+        raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")
+    recommender = Recommender.from_pretrained(
+        parsed.model,
+        device=parsed.device,
+        num_beams=parsed.num_beams,
+        batch_size=parsed.batch_size,
+        scid=parsed.scid,
+    )
+    users = recommender.recommend_file(
+        parsed.input,
+        parsed.output,
+        k=parsed.k,
+        exclude_seen=parsed.exclude_seen,
+        allowed=allowed,
+        unknown_items=parsed.unknown_items,
+    )
+    print(f"{parsed.output}: lists for {users:,} users")
 
 
 def _report_codes(parsed: argparse.Namespace) -> None:

@@ -72,6 +72,8 @@ def test_bad_input_ends_in_one_line_that_names_it_and_leaves_nothing(case, tmp_p
         (["results", "nowhere", "--output", "r.md"], ["nowhere/evaluation"]),
         (["scid-report", "--codes", "no.parquet", "--output", "r"], ["no.parquet: not found"]),
         (["scid-report", "--output", "r"], ["--codes"]),
+        (["recommend", "--model", "m", "--output", "r"], ["--input"]),
+        (["recommend", "--model", "m", "--input", "no.parquet", "--output", "r"], ["no.parquet: not found"]),
     ],
 )
 def test_wrong_options_are_named(arguments, words, tmp_path):
@@ -120,3 +122,27 @@ def test_scid_report_prints_and_writes_the_numbers(tmp_path):
     assert "2 (66.7%)" in done.stdout and "perplexity" in done.stdout
     assert json.loads((tmp_path / "report" / "scid-report.json").read_text())["collisions"]["items"] == 2
     assert (tmp_path / "report" / "codebook_usage.png").is_file()
+
+
+def test_recommend_serves_a_file_from_a_model_folder(smoke_run, tmp_path):
+    model, train = smoke_run / "sp_dpo" / "model", smoke_run / "data" / "train.parquet"
+    pl.read_parquet(train).head(12).write_parquet(tmp_path / "in.parquet")
+    items = pl.read_parquet(smoke_run / "data" / "items.parquet")["item_id"].head(9).to_list()
+    (tmp_path / "items.txt").write_text("\n".join(items))
+    common = ["recommend", "--model", model, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet"]
+    done = align3gr(*common, "--k", 4, "--allowed", tmp_path / "items.txt", "--batch_size", 5, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "lists for 12 users" in done.stdout
+    out = pl.read_parquet(tmp_path / "out.parquet")
+    assert out.height == 48 and set(out["item_id"]) <= set(items)
+    assert out["user_id"].unique(maintain_order=True).to_list() == pl.read_parquet(train)["user_id"][:12].to_list()
+    pl.DataFrame({"items": [["no such item"]]}).write_parquet(tmp_path / "in.parquet")
+    for options, words in (
+        (["--k", 21], ["--k 21", "--num_beams=20"]),
+        ([], ["in.parquet: row 0", "'no such item'"]),
+        (["--allowed", tmp_path / "no.txt"], ["no.txt: not found"]),
+    ):
+        done = align3gr(*common, "--device", "cpu", *options)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and all(word in errors[0] for word in words), done.stderr

@@ -2,15 +2,20 @@
 
 from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates
-from align3gr.decoding.recommender import Recommendation, Recommender
+from align3gr.decoding.item_filter import ItemFilter
+from align3gr.decoding.logits_processor import SCIDLogitsProcessor
+from align3gr.decoding.recommender import Recommender
+from align3gr.decoding.requests import Recommendation
 from align3gr.decoding.trie import SCIDTrie
 
 __all__ = [
     "BeamOutput",
     "ConstrainedBeamSearch",
+    "ItemFilter",
     "LeafCandidates",
     "Recommendation",
     "Recommender",
+    "SCIDLogitsProcessor",
     "SCIDTrie",
     "generate_rankings",
 ]

@@ -1,7 +1,7 @@
 """From item ids to item ids: model, tokenizer, prompt and catalogue in one folder that loads with one call."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,29 +11,25 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
-from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
+from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.catalogue_tables import CODES, CatalogueTable
+from align3gr.decoding.code_rows import codes_fingerprint
+from align3gr.decoding.item_filter import ItemSets, is_by_row
+from align3gr.decoding.rankings import generate_rankings
+from align3gr.decoding.requests import Recommendation, Request
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
+from align3gr.scid.assigner import SCIDAssigner
 from align3gr.scid.prompts import PromptBuilder
 
-CODES = "codes"
+UnknownItems = Literal["raise", "error", "skip"]
+
+logger = logging.getLogger(__name__)
+
 ITEM_CODES_FILE = "item_codes.parquet"
 USER_CODES_FILE = "user_codes.parquet"
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One item of a list.
-
-    Attributes:
-        item_id: the item.
-        title: its title, empty where the catalogue has none.
-        score: log-probability of its SCID given the user and the history.
-    """
-
-    item_id: str
-    title: str
-    score: float
+TRIE_FILE = "trie.safetensors"
+SCID_FOLDER = "scid"
 
 
 class Recommender:
@@ -48,6 +44,8 @@ class Recommender:
         num_beams: beams of the search, and the longest list that can be asked for.
         widths: beams after each level, see [`ConstrainedBeamSearch`].
         batch_size: users in one search.
+        trie_file: a trie that [`SCIDTrie.save`] wrote; built anew where it is of other codes or cannot be read.
+        assigner: the token level, for SCIDs of users outside the table; see `user_profiles` of [`recommend`].
 
     Raises:
         InputError: a table lacks a column, names an id twice, or its codes do not fit the tokenizer.
@@ -70,27 +68,38 @@ class Recommender:
         num_beams: int = 20,
         widths: Sequence[int] | None = None,
         batch_size: int = 64,
+        trie_file: str | Path | None = None,
+        assigner: SCIDAssigner | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.prompt_builder = prompt_builder or _default_prompts(tokenizer)
         vocabulary = self.prompt_builder.vocabulary
-        self.items, self._item_codes, self._item_index = _code_table(
-            items, ITEM_ID, (ITEM_ID, TITLE, CODES), vocabulary.item_levels, "items"
-        )
+        catalogue = CatalogueTable.check(items, (ITEM_ID, TITLE, CODES), vocabulary.item_levels, "items")
+        self.items, self._item_codes, self._item_index = catalogue.frame, catalogue.codes, catalogue.index
         self.users: pl.DataFrame | None = None
         self._user_codes = np.zeros((0, 0), dtype=np.int64)
         self._user_index: dict[str, int] = {}
         if users is not None:
-            self.users, self._user_codes, self._user_index = _code_table(
-                users, USER_ID, (USER_ID, CODES), vocabulary.user_tokens.shape[0], "users"
-            )
+            known = CatalogueTable.check(users, (USER_ID, CODES), vocabulary.user_tokens.shape[0], "users")
+            self.users, self._user_codes, self._user_index = known.frame, known.codes, known.index
         sizes = (vocabulary.item_tokens >= 0).sum(axis=1).tolist()
-        trie = SCIDTrie.from_codes(self._item_codes, sizes)
+        self._fingerprint = codes_fingerprint(self._item_codes, sizes)
+        trie = self._saved_trie(trie_file) or SCIDTrie.from_codes(self._item_codes, sizes)
         self.search = ConstrainedBeamSearch(model, trie, vocabulary.item_tokens, num_beams=num_beams, widths=widths)
         self.batch_size = batch_size
+        self.assigner = assigner
         self._item_ids = self.items[ITEM_ID].to_list()
         self._titles = self.items[TITLE].to_list()
+
+    def _saved_trie(self, path: str | Path | None) -> SCIDTrie | None:
+        if path is None or not Path(path).is_file():
+            return None
+        try:
+            return SCIDTrie.load(path, fingerprint=self._fingerprint)
+        except InputError as error:
+            logger.warning("%s; the trie is built from the table of codes", error)
+            return None
 
     def recommend(
         self,
@@ -98,75 +107,159 @@ class Recommender:
         user_ids: Sequence[str | None] | None = None,
         k: int = 10,
         exclude_seen: bool = False,
-        unknown_items: Literal["error", "skip"] = "error",
+        unknown_items: UnknownItems = "raise",
         progress: bool = False,
+        allowed: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        user_profiles: Sequence[str | None] | None = None,
     ) -> list[list[Recommendation]]:
-        """The `k` most probable next items of each user, best first.
+        """The `k` most probable next items of each user, best first; items that share an SCID in row order.
+
+        A user outside the table of users gets an SCID from the assigner where a profile is given, else the prompt
+        without a user SCID. With an empty history, too, the list is what the model holds probable for anyone.
 
         Args:
-            histories: item ids of each user, oldest first. It may be empty for a known user.
-            user_ids: the users; None, or a user that the model does not know, is recommended to by history alone.
-            k: length of the lists, at most `num_beams`; a list is shorter only where the beams reach fewer items.
+            histories: item ids of each user, oldest first.
+            user_ids: the users; None for a user without an id.
+            k: length of the lists, at most `num_beams`; shorter only where fewer items may be shown.
             exclude_seen: leave out every item of the history.
-            unknown_items: what to do with an item outside the catalogue: raise, or leave it out of the history.
+            unknown_items: what to do with an item outside the catalogue: `"raise"` (or `"error"`), or `"skip"` it.
             progress: show a progress bar.
+            allowed: item ids that alone may be shown, one list for all users or one each.
+            user_profiles: profile texts for users outside the table; they need an assigner. None for no profile.
 
         Raises:
-            InputError: an unknown item, an empty history of an unknown user, or `k` out of range.
+            InputError: an unknown item, `k` out of range, arguments of another length than `histories`, a profile
+                without an assigner, or nothing at all to make a prompt of.
         """
-        if user_ids is not None and len(user_ids) != len(histories):
-            raise InputError(f"user_ids: got {len(user_ids)} for {len(histories)} histories; give one a history")
-        if unknown_items not in ("error", "skip"):
-            raise InputError(f'unknown_items: got {unknown_items!r}, expected "error" or "skip"')
-        indices = [self._history(row, history, unknown_items) for row, history in enumerate(histories)]
-        users = user_ids if user_ids is not None else [None] * len(histories)
-        prompts = [self._prompt(row, *known) for row, known in enumerate(zip(users, indices, strict=True))]
-        seen = indices if exclude_seen else None
-        rankings = generate_rankings(self.search, prompts, self.batch_size, k, histories=seen, progress=progress)
-        items = rankings.masked if rankings.masked is not None else rankings.allowed
-        scores = rankings.masked_scores if rankings.masked_scores is not None else rankings.allowed_scores
+        users = _one_each(user_ids, "user_ids", len(histories))
+        profiles = _one_each(user_profiles, "user_profiles", len(histories))
+        return self.rank(
+            [
+                Request(f"histories: row {row}", *parts)
+                for row, parts in enumerate(zip(histories, users, profiles, strict=True))
+            ],
+            k,
+            exclude_seen,
+            unknown_items,
+            None if allowed is None else self.allowed_indices(allowed, unknown_items, len(histories)),
+            progress=progress,
+        )
+
+    def rank(
+        self,
+        requests: Sequence[Request],
+        k: int,
+        exclude_seen: bool = False,
+        unknown_items: UnknownItems = "raise",
+        allowed: ItemSets | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> list[list[Recommendation]]:
+        """[`recommend`] for requests that name their own origin in errors; `allowed` holds rows of `items`."""
+        if unknown_items not in ("raise", "error", "skip"):
+            raise InputError(f'unknown_items: got {unknown_items!r}, expected "raise" or "skip"')
+        indices = [self._history(request, unknown_items) for request in requests]
+        prompts = self._prompts(requests, indices)
+        rankings = generate_rankings(
+            self.search,
+            prompts,
+            batch_size or self.batch_size,
+            k,
+            progress=progress,
+            allowed=allowed,
+            denied=indices if exclude_seen else None,
+        )
         return [
             [
                 Recommendation(self._item_ids[item], self._titles[item], score)
                 for item, score in zip(row, row_scores, strict=True)
                 if item >= 0
             ]
-            for row, row_scores in zip(items.tolist(), scores.tolist(), strict=True)
+            for row, row_scores in zip(rankings.allowed.tolist(), rankings.allowed_scores.tolist(), strict=True)
         ]
 
-    def _history(self, row: int, history: Sequence[str], unknown_items: str) -> np.ndarray:
-        if isinstance(history, str):
-            raise InputError(f"histories: row {row} is the string {history!r}; give a list of item ids for each user")
+    def recommend_file(self, input_file: str | Path, output_file: str | Path, **options: Any) -> int:
+        """Recommend to every row of a Parquet file; see [`recommend_file`] of `align3gr.decoding.files`."""
+        from align3gr.decoding.files import recommend_file
+
+        return recommend_file(self, input_file, output_file, **options)
+
+    def allowed_indices(
+        self, allowed: Sequence[str] | Sequence[Sequence[str]], unknown_items: UnknownItems, users: int
+    ) -> ItemSets:
+        """Rows of `items` for item ids, one list for all users or one each.
+
+        Raises:
+            InputError: an id is not in the catalogue (unless `unknown_items="skip"`), or there is a list for another
+                number of users.
+        """
+        if isinstance(allowed, str):
+            raise InputError(f"allowed: got the string {allowed!r}; give a list of item ids")
+        if not is_by_row(allowed):
+            return self._history(Request("allowed", allowed), unknown_items)  # type: ignore[arg-type]
+        if len(allowed) != users:
+            raise InputError(
+                f"allowed: got {len(allowed)} lists for {users} histories; give one a history, or one list"
+            )
+        return [self._history(Request(f"allowed: row {row}", ids), unknown_items) for row, ids in enumerate(allowed)]
+
+    def _history(self, request: Request, unknown_items: str) -> np.ndarray:
+        if isinstance(request.history, str):
+            raise InputError(
+                f"{request.source} is the string {request.history!r}; give a list of item ids for each user"
+            )
         indices = []
-        for item in history:
+        for item in request.history:
             index = self._item_index.get(item)
             if index is not None:
                 indices.append(index)
-            elif unknown_items == "error":
+            elif unknown_items != "skip":
                 raise InputError(
-                    f"histories: row {row} names item {item!r}, which is not in the catalogue of "
+                    f"{request.source} names item {item!r}, which is not in the catalogue of "
                     f'{len(self._item_index)} items; correct it, or pass unknown_items="skip"'
                 )
         return np.array(indices, dtype=np.int64)
 
-    def _prompt(self, row: int, user: str | None, history: np.ndarray) -> list[int]:
-        user_row = self._user_index.get(user) if user is not None and self.prompt_builder.user_scid else None
-        if user_row is None and len(history) == 0:
+    def _prompts(self, requests: Sequence[Request], histories: list[np.ndarray]) -> list[list[int]]:
+        builder = self.prompt_builder
+        codes: list[np.ndarray | None] = [None] * len(requests)
+        new = []
+        for row, request in enumerate(requests):
+            known = self._user_index.get(request.user_id) if request.user_id is not None else None
+            if builder.user_scid and known is not None:
+                codes[row] = self._user_codes[known]
+            elif builder.user_scid and request.profile is not None:
+                new.append(row)
+        if new:
+            if self.assigner is None:
+                raise InputError(
+                    f"user_profiles: {requests[new[0]].source} has a profile, but the model folder has no folder "
+                    f"{SCID_FOLDER!r}; pass scid=<folder of the scid stage> to from_pretrained, or leave profiles out"
+                )
+            ids = [[self._item_ids[item] for item in histories[row]] for row in new]
+            assigned = self.assigner.user_codes([requests[row].profile or "" for row in new], ids)
+            for row, user_codes in zip(new, assigned, strict=True):
+                codes[row] = user_codes
+        prompts = [
+            builder.prompt(user, self._item_codes[history]) for user, history in zip(codes, histories, strict=True)
+        ]
+        empty = next((row for row, prompt in enumerate(prompts) if not prompt), None)
+        if empty is not None:
             raise InputError(
-                f"histories: row {row} is empty and user {user!r} has no SCID, so there is nothing to go by; "
-                "give at least one item"
+                f"{requests[empty].source} is empty, user {requests[empty].user_id!r} has no SCID and the tokenizer "
+                "no BOS token, so there is nothing to go by; give at least one item"
             )
-        codes = None if user_row is None else self._user_codes[user_row]
-        return self.prompt_builder.prompt(codes, self._item_codes[history])
+        return prompts
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, tokenizer, `prompt.json`, `item_codes.parquet` and `user_codes.parquet` into one folder."""
+        """Write model, tokenizer, `prompt.json`, the tables of codes and the trie into one folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.prompt_builder.save_pretrained(folder)
         self.items.write_parquet(folder / ITEM_CODES_FILE)
+        self.search.trie.to("cpu").save(folder / TRIE_FILE, self._fingerprint)
         if self.users is not None:
             self.users.write_parquet(folder / USER_CODES_FILE)
         else:  # a table of an earlier save would bring its users back
@@ -181,6 +274,7 @@ class Recommender:
         num_beams: int = 20,
         widths: Sequence[int] | None = None,
         batch_size: int = 64,
+        scid: str | Path | None = None,
         **model_options: Any,
     ) -> "Recommender":
         """Load what [`Recommender.save_pretrained`] wrote, from a folder or from the Hub.
@@ -190,6 +284,8 @@ class Recommender:
             device: where to run; a GPU if there is one.
             revision: branch, tag or commit on the Hub.
             num_beams, widths, batch_size: as for the constructor.
+            scid: folder of the token level, or its Hub id, for SCIDs of new users; the folder `scid` of the model's
+                folder where it is None and there is one.
             model_options: passed to `AutoModelForCausalLM.from_pretrained`, such as `dtype` or `attn_implementation`.
 
         Raises:
@@ -215,30 +311,18 @@ class Recommender:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(folder, **model_options)
         model.to(device).eval()
-        return cls(model, tokenizer, items, users, prompt_builder, num_beams, widths, batch_size)
+        if scid is None and (folder / SCID_FOLDER).is_dir():
+            scid = folder / SCID_FOLDER
+        assigner = None if scid is None else SCIDAssigner.from_pretrained(scid)
+        trie_file = folder / TRIE_FILE
+        return cls(model, tokenizer, items, users, prompt_builder, num_beams, widths, batch_size, trie_file, assigner)
 
 
 def _default_prompts(tokenizer: PreTrainedTokenizerBase) -> PromptBuilder:
     return PromptBuilder(tokenizer, user_scid=any(token.startswith("<u0_") for token in tokenizer.get_added_vocab()))
 
 
-def _code_table(
-    frame: pl.DataFrame, key: str, columns: tuple[str, ...], levels: int, source: str
-) -> tuple[pl.DataFrame, np.ndarray, dict[str, int]]:
-    """The table with its columns in order, its codes `(rows, levels)` and the row of each id."""
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise InputError(f"{source}: column {missing[0]!r} is missing, found {frame.columns}; add it")
-    frame = frame.select(columns).with_columns(pl.col(key).cast(pl.String))
-    if TITLE in columns:
-        frame = frame.with_columns(pl.col(TITLE).cast(pl.String).fill_null(""))
-    ids = frame[key].to_list()
-    index = {name: row for row, name in enumerate(ids)}
-    if len(index) != len(ids) or None in index:
-        twice = next(name for row, name in enumerate(ids) if name is None or index[name] != row)
-        raise InputError(f"{source}: {key} {twice!r} is null or stands in two rows; each needs one row of its own")
-    lists = frame[CODES].to_list()
-    wrong = next((row for row, codes in enumerate(lists) if codes is None or len(codes) != levels), None)
-    if wrong is not None:
-        raise InputError(f"{source}: {key} {ids[wrong]!r} has codes {lists[wrong]}, expected {levels} integers")
-    return frame, np.array(lists, dtype=np.int64).reshape(-1, levels), index
+def _one_each(values: Sequence[str | None] | None, name: str, users: int) -> Sequence[str | None]:
+    if values is not None and len(values) != users:
+        raise InputError(f"{name}: got {len(values)} for {users} histories; give one a history")
+    return values if values is not None else [None] * users

@@ -246,12 +246,14 @@ class SCIDTrie:
             path: the file.
             fingerprint: [`codes_fingerprint`] of the table that the tree was made from; computed where it is None.
         """
-        metadata = {
+        about = {
             "format": _FORMAT,
-            "codebook_sizes": json.dumps(self.codebook_sizes),
-            "index_bound": str(self.index_bound),
+            "codebook_sizes": self.codebook_sizes,
+            "index_bound": self.index_bound,
             "fingerprint": fingerprint or codes_fingerprint(self.item_codes().cpu().numpy(), self.codebook_sizes),
         }
+        # One entry: safetensors writes several in no fixed order, and equal trees must give equal files.
+        metadata = {"trie": json.dumps(about)}
         save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, path, metadata=metadata)
 
     @classmethod
@@ -268,18 +270,18 @@ class SCIDTrie:
         """
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata: dict[str, Any] = file.metadata() or {}
+                about: dict[str, Any] = json.loads((file.metadata() or {}).get("trie", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except Exception as error:  # safetensors raises its own, OSError and FileNotFoundError alike
             raise InputError(f"{path}: cannot be read as a trie ({error}); write it with SCIDTrie.save") from error
-        if metadata.get("format") != _FORMAT:
-            raise InputError(f"{path}: format is {metadata.get('format')!r}, expected {_FORMAT!r}; no SCIDTrie file")
-        if fingerprint is not None and metadata["fingerprint"] != fingerprint:
+        if about.get("format") != _FORMAT:
+            raise InputError(f"{path}: format is {about.get('format')!r}, expected {_FORMAT!r}; no SCIDTrie file")
+        if fingerprint is not None and about["fingerprint"] != fingerprint:
             raise InputError(f"{path}: was made from another table of codes; build it again with SCIDTrie.from_codes")
-        sizes = tuple(json.loads(metadata["codebook_sizes"]))
+        sizes = tuple(about["codebook_sizes"])
         offsets = [tensors[f"offsets.{depth}"] for depth in range(len(sizes) + 1)]
         node_codes = [tensors[f"codes.{depth + 1}"] for depth in range(len(sizes))]
-        return cls(offsets, node_codes, tensors["items"], sizes, int(metadata["index_bound"]))
+        return cls(offsets, node_codes, tensors["items"], sizes, about["index_bound"])
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"offsets.{depth}": offset for depth, offset in enumerate(self._offsets)}

@@ -2,19 +2,27 @@
 
 from collections.abc import Callable
 
+import polars as pl
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
+from align3gr.decoding.recommender import Recommender
+from align3gr.scid.vocabulary import scid_tokens
+
 VOCABULARY = 60
+CODES = [[0, 0, 0], [0, 1, 2], [3, 1, 0], [2, 2, 2], [1, 3, 3], [3, 1, 1]]
 
 
 def make_model(architecture: str = "llama", attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
@@ -54,3 +62,25 @@ def make_model(architecture: str = "llama", attention: str = "sdpa", seed: int =
 def tiny_model() -> Callable[..., PreTrainedModel]:
     """Makes a new tiny model: `tiny_model(architecture="llama", attention="sdpa", seed=0)`."""
     return make_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<s>": 0, "[UNK]": 1}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")), bos_token="<s>", unk_token="[UNK]"
+    )
+    tokenizer.add_tokens(scid_tokens("i", [4, 4, 4]) + scid_tokens("u", [4, 4, 4]))
+    return tokenizer
+
+
+@pytest.fixture
+def tables() -> tuple[pl.DataFrame, pl.DataFrame]:
+    items = pl.DataFrame({"item_id": list("abcdef"), "title": ["A", "B", None, "D", "E", "F"], "codes": CODES})
+    users = pl.DataFrame({"user_id": ["u1", "u2"], "codes": [[1, 2, 3], [0, 0, 0]]})
+    return items, users
+
+
+@pytest.fixture
+def recommender(tiny_model, tokenizer, tables) -> Recommender:
+    return Recommender(tiny_model(), tokenizer, *tables, num_beams=6)

@@ -1,41 +1,19 @@
 """From ids to ids: lists, histories, users, and the folder that holds it all."""
 
+import copy
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from align3gr.decoding.recommender import Recommendation, Recommender
+from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
-from align3gr.scid.vocabulary import scid_tokens
 
-CODES = [[0, 0, 0], [0, 1, 2], [3, 1, 0], [2, 2, 2], [1, 3, 3], [3, 1, 1]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<s>": 0, "[UNK]": 1}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")), bos_token="<s>", unk_token="[UNK]"
-    )
-    tokenizer.add_tokens(scid_tokens("i", [4, 4, 4]) + scid_tokens("u", [4, 4, 4]))
-    return tokenizer
-
-
-@pytest.fixture
-def tables() -> tuple[pl.DataFrame, pl.DataFrame]:
-    items = pl.DataFrame({"item_id": list("abcdef"), "title": ["A", "B", None, "D", "E", "F"], "codes": CODES})
-    users = pl.DataFrame({"user_id": ["u1", "u2"], "codes": [[1, 2, 3], [0, 0, 0]]})
-    return items, users
-
-
-@pytest.fixture
-def recommender(tiny_model, tokenizer, tables) -> Recommender:
-    return Recommender(tiny_model(), tokenizer, *tables, num_beams=6)
+CODES = [[0, 0, 0], [0, 1, 2], [3, 1, 0], [2, 2, 2], [1, 3, 3], [3, 1, 1]]  # those of the fixture `tables`
 
 
 def expected_scores(recommender: Recommender, prompt: list[int]) -> dict[str, float]:
@@ -67,11 +45,70 @@ def test_seen_items_can_be_left_out(recommender):
     assert [entry.item_id for entry in fresh] == [entry.item_id for entry in every if entry.item_id not in "bc"]
 
 
-def test_a_known_user_needs_no_history(recommender):
-    assert len(recommender.recommend([[]], user_ids=["u2"], k=3)[0]) == 3
-    for user in (None, "stranger"):
-        with pytest.raises(InputError, match=r"row 0 is empty and user .* has no SCID"):
-            recommender.recommend([[]], user_ids=[user])
+def test_without_a_history_the_user_or_the_prior_decides(recommender):
+    prompts = {"u2": [0, 14, 18, 22], "stranger": [0], None: [0]}  # <s>, then the SCID of a known user
+    for user, prompt in prompts.items():
+        scores = expected_scores(recommender, prompt)
+        ranking = recommender.recommend([[]], user_ids=[user], k=6)[0]
+        assert [entry.item_id for entry in ranking] == sorted(scores, key=scores.get, reverse=True)
+
+
+def test_a_prompt_of_nothing_is_refused(tiny_model, tokenizer, tables):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = None
+    recommender = Recommender(tiny_model(), tokenizer, tables[0])
+    with pytest.raises(InputError, match="row 1 is empty, user None has no SCID and the tokenizer no BOS"):
+        recommender.recommend([["a"], []])
+
+
+def test_only_allowed_items_are_shown(recommender):
+    every = [entry.item_id for entry in recommender.recommend([["b"]], k=6)[0]]
+    shown = recommender.recommend([["b"], ["b"]], k=6, allowed=["f", "a", "b"], exclude_seen=True)
+    assert [[entry.item_id for entry in row] for row in shown] == [[item for item in every if item in "fa"]] * 2
+    by_row = recommender.recommend([["b"], ["b"]], k=6, allowed=[["c"], []])
+    assert [[entry.item_id for entry in row] for row in by_row] == [["c"], []]
+    with pytest.raises(InputError, match="allowed names item 'zz', which is not in the catalogue"):
+        recommender.recommend([["b"]], allowed=["a", "zz"])
+    with pytest.raises(InputError, match="allowed: got 1 lists for 2 histories"):
+        recommender.recommend([["b"], ["b"]], allowed=[["a"]])
+
+
+def test_items_that_share_a_scid_stand_in_row_order(tiny_model, tokenizer, tables):
+    items = tables[0].with_columns(codes=pl.Series([CODES[0]] * 3 + CODES[3:]))
+    ranking = Recommender(tiny_model(), tokenizer, items).recommend([["a"]], k=6)[0]
+    assert [entry.item_id for entry in ranking if entry.item_id in "abc"] == ["a", "b", "c"]
+    assert len({entry.score for entry in ranking if entry.item_id in "abc"}) == 1
+
+
+def test_profiles_of_new_users_become_scids(tiny_model, tokenizer, tables):
+    class Assigner:
+        def user_codes(self, profiles, histories):
+            assert (profiles, histories) == (["likes B"], [["b"]])
+            return np.array([[1, 2, 3]])  # those of u1
+
+    recommender = Recommender(tiny_model(), tokenizer, *tables, num_beams=6, assigner=Assigner())
+    histories, users = [["b"], ["b"], ["b"]], ["stranger", "u1", "other"]
+    new, known, without = recommender.recommend(histories, users, k=6, user_profiles=["likes B", "likes C", None])
+    assert new == known != without
+    with pytest.raises(InputError, match="user_profiles: histories: row 0 has a profile, but"):
+        Recommender(tiny_model(), tokenizer, *tables).recommend([["b"]], user_profiles=["likes B"])
+
+
+def test_the_saved_trie_is_used_only_for_its_own_codes(tiny_model, tokenizer, tables, tmp_path, monkeypatch, caplog):
+    Recommender(tiny_model(), tokenizer, *tables, num_beams=6).save_pretrained(tmp_path)
+    built = []
+    from_codes = SCIDTrie.from_codes
+    monkeypatch.setattr(SCIDTrie, "from_codes", lambda *args: built.append(1) or from_codes(*args))
+    first = Recommender.from_pretrained(tmp_path, device="cpu").recommend([["a"]], k=6)
+    assert built == [] and len(first[0]) == 6
+    changed = tables[0].with_columns(codes=pl.Series([[3, 3, 3], *CODES[1:]]))
+    changed.write_parquet(tmp_path / "item_codes.parquet")
+    loaded = Recommender.from_pretrained(tmp_path, device="cpu")
+    assert built == [1] and loaded.search.trie.item_codes()[0].tolist() == [3, 3, 3]
+    assert "made from another table of codes" in caplog.text
+    (tmp_path / "trie.safetensors").write_bytes(b"cut")
+    assert len(Recommender.from_pretrained(tmp_path, device="cpu").recommend([["a"]], k=6)[0]) == 6
+    assert built == [1, 1]
 
 
 def test_unknown_items_are_named_or_skipped(recommender):
