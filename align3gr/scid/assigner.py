@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 ENCODERS = "encoders"
 # Items by whose behaviour a new item's is guessed.
 NEIGHBOURS = 10
+ROWS_AT_ONCE = 1024
 
 
 class SCIDAssigner:
@@ -60,7 +61,7 @@ class SCIDAssigner:
                 f"{items.source}: codes have {items.codes.shape[1]} levels, the model quantises in "
                 f"{len(config.item_rqvae['codebook_sizes'])}; an extra level has no room for new items"
             )
-        if config.item_semantic_dim and text_encoder is None:
+        if (config.item_semantic_dim or config.user_semantic_dim) and text_encoder is None:
             raise InputError("text_encoder: the model uses texts; give the encoder that made their vectors")
         self.model = model.eval()
         self.text_encoder, self.collaborative_encoder, self.share = text_encoder, collaborative_encoder, share
@@ -198,10 +199,13 @@ class SCIDAssigner:
             raise InputError("vectors: the embeddings of the catalogue lack a kind that the model uses")
         known_texts, known = known_texts[known.any(1)], known[known.any(1)]
         known = known / np.linalg.norm(known, axis=1, keepdims=True)
-        similarity = _unit(semantic) @ _unit(known_texts).T
-        near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-        weights = np.maximum(np.take_along_axis(similarity, near, 1), 0)
-        return np.einsum("nk,nkd->nd", weights, known[near]).astype(np.float32)
+        known_texts, blocks = _unit(known_texts), []
+        for start in range(0, len(semantic), ROWS_AT_ONCE):  # new items times catalogue would not fit into memory
+            similarity = _unit(semantic[start : start + ROWS_AT_ONCE]) @ known_texts.T
+            near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+            weights = np.maximum(np.take_along_axis(similarity, near, 1), 0)
+            blocks.append(np.einsum("nk,nkd->nd", weights, known[near]))
+        return np.concatenate(blocks).astype(np.float32)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from align3gr.scid.configuration_rqvae import RQVAEConfig
 
 # Where a code vector is put that nothing shall choose.
 FAR_AWAY = 1e3
+KMEANS_ROWS = 100_000
 
 
 def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -122,10 +123,15 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, latent: torch.Tensor, seed: int) -> None:
-        """Puts each level's code vectors on the k-means centres of its residuals. Shape: `(rows, dim)`."""
+        """Puts each level's code vectors on the k-means centres of its residuals. Shape: `(rows, dim)`.
+
+        Of more than `KMEANS_ROWS` rows a sample is taken: the centres hardly move and time does not grow.
+        """
         from sklearn.cluster import KMeans
 
         residual = latent.float().cpu().numpy()
+        if len(residual) > KMEANS_ROWS:
+            residual = residual[np.random.default_rng(seed).choice(len(residual), KMEANS_ROWS, replace=False)]
         for level, codebook in enumerate(self.codebooks):
             size = min(len(codebook), len(np.unique(residual, axis=0)))
             kmeans = KMeans(size, n_init=1, max_iter=50, random_state=seed).fit(residual)

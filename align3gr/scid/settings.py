@@ -10,6 +10,9 @@
 | LETTER's regularisation | `contrastive_weight: 0.02`, `diversity_weight: 0.0001` |
 | residual k-means | `sc_encoder: none`, `quantization_epochs: 0` |
 | imported codes | `sides: item`, `item_codes: X.index.json`, `collisions: none` or `extra-level` |
+
+Residual k-means has nothing to train, so the schedule, the widths, the temperature and the estimator do not matter to
+it; imported codes need none of the training options.
 """
 
 from dataclasses import dataclass, field

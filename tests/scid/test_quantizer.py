@@ -271,3 +271,15 @@ def test_a_code_vector_learns_from_its_own_level_alone():
     assert ours.codebooks[0].grad.flatten().tolist() == [-6.0, 0.0]
     assert ours.codebooks[1].grad.flatten().tolist() == [-4.0, 0.0]
     assert latent.grad.item() == pytest.approx(2.5)
+
+
+def test_kmeans_takes_a_sample_of_many_rows(monkeypatch):
+    from align3gr.scid import quantizer as module
+
+    monkeypatch.setattr(module, "KMEANS_ROWS", 50)
+    model = RQVAEModel(RQVAEConfig(input_dim=2, output_dim=2, codebook_sizes=(2,), codebook_dim=2, hidden_dims=None))
+    rows = torch.cat([torch.zeros(500, 2), torch.ones(500, 2)]) + torch.randn(1000, 2) * 0.01
+    model.initialize_codebooks(rows)
+    centres = model.quantizer.codebooks[0].detach()
+    assert torch.allclose(centres[centres[:, 0].argsort()], torch.tensor([[0.0, 0.0], [1.0, 1.0]]), atol=0.02)
+    assert not torch.allclose(centres.mean(0), rows.mean(0), atol=1e-6)  # all rows would give their very mean
