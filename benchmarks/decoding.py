@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py            # the setting of the first table, under 5 minutes on 2 cores
     python benchmarks/decoding.py --trie     # the trie alone: build, change, load, memory, up to 10 million items
+    python benchmarks/decoding.py --filters  # allowed and denied items alone
     python benchmarks/decoding.py --full     # also other catalogues, prompt lengths and batch sizes, and trie steps
 
 How it measures: one thread, process CPU time, variants interleaved round by round, medians. Memory is the growth of
@@ -271,6 +272,22 @@ def measure_grid(console: Console) -> list[dict[str, float]]:
     return rows
 
 
+def measure_filters(console: Console) -> dict[str, Any]:
+    """What allowed and denied sets cost, and how long a list of 10 is with the 20 best items of each prompt denied."""
+    setting = Setting.random(items=20_000, batch=16, length=80)
+    search = make_search(make_model(), setting.codes)
+    plain = partial(search.search, setting.input_ids, setting.mask)
+    deny, allow = plain().top(BEAMS).items.tolist(), torch.randperm(20_000)[:2_000].tolist()
+    runs = {"none": plain, "20 denied": partial(plain, denied=deny), "2,000 allowed": partial(plain, allowed=allow)}
+    seconds = cpu_seconds({name: (run, 3) for name, run in runs.items()}, rounds=3)
+    lengths = {
+        "denied afterwards": float((plain().top(10, deny=deny).items >= 0).sum(1).float().mean()),
+        "denied in the search": float((plain(denied=deny).top(10).items >= 0).sum(1).float().mean()),
+    }
+    console.print("seconds for 16 prompts", seconds, "mean length of a list of 10", lengths)
+    return {"seconds": seconds, "mean_length": lengths}
+
+
 def measure_trie(console: Console) -> list[dict[str, float]]:
     """Building and changing the index, its size, and the time of one step of 320 beams at the last level."""
     names = ("build_s", "add_1000_s", "remove_1000_s", "load_s", "mb", "build_peak_mb", "step_ms")
@@ -312,15 +329,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also other settings, and the trie alone")
     parser.add_argument("--trie", action="store_true", help="the trie alone, up to 10 million items")
+    parser.add_argument("--filters", action="store_true", help="allowed and denied items alone")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
-    figures: dict[str, Any] = {} if options.trie else measure(console)
+    figures: dict[str, Any] = {} if options.trie or options.filters else measure(console)
     if options.full:
         figures["grid"] = measure_grid(console)
     if options.full or options.trie:
         figures["trie"] = measure_trie(console)
+    if options.full or options.filters:
+        figures["filters"] = measure_filters(console)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))
