@@ -11,7 +11,8 @@ ORDER = ["errors", "lazy", "data", "encoders", "scid", "decoding", "evaluation",
 LAST = ["audit", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit"}
+ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
 
 
