@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
+    from align3gr.decoding.logits_processor import SCIDLogitsProcessor
     from align3gr.decoding.recommender import Recommendation, Recommender
     from align3gr.dpo.curriculum import CurriculumStage, ProgressiveCurriculum, run_curriculum
     from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __getattr__, __all__ = attach(
     __name__,
     {
+        "decoding.logits_processor": ("SCIDLogitsProcessor",),
         "decoding.recommender": ("Recommendation", "Recommender"),
         "dpo.curriculum": ("CurriculumStage", "ProgressiveCurriculum", "run_curriculum"),
         "dpo.softmax_dpo_config": ("SoftmaxDPOConfig",),
