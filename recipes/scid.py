@@ -1,6 +1,7 @@
 """Token level: SC encoders, U2I alignment and RQ-VAEs (Eqs. 1 and 2) -> codes of every user and every item."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from align3gr.scid import (
     save_codes,
     train_dual_scid,
 )
+
+logger = logging.getLogger("align3gr.scid")
 
 KINDS = ("semantic", "collaborative")
 
@@ -100,6 +103,8 @@ def main() -> None:
     with stage(arguments.run_dir, "scid", values, inputs, training.seed) as work:
         if work is None:
             return
+        if idle := settings.without_effect(training):
+            logger.warning("without effect on this kind of codes: %s", ", ".join(idle))
         split = Split.load(data)
         user_codes = None
         if settings.item_codes:

@@ -81,7 +81,8 @@ def generate_rankings(
             for which, output in enumerate(outputs):
                 _store(output, items[which], scores[which], rows)
             if histories is not None:
-                short = rows[_is_short(items[1, rows], [histories[row] for row in rows], search.trie.num_items)]
+                seen = [histories[row] for row in rows]
+                short = rows[_is_short(items[1, rows], seen, *sets, search.trie.num_items)]
                 if len(short):
                     deny = _union([histories[row] for row in short], _rows_of(denied, short))
                     again = search.search(*_left_pad([prompts[row] for row in short]), _rows_of(allowed, short), deny)
@@ -124,10 +125,21 @@ def _union(seen: list[Any], denied: Any) -> list[Any]:
     return [[*a, *b] for a, b in zip(seen, more, strict=True)]
 
 
-def _is_short(items: np.ndarray, histories: list[Any], num_items: int) -> np.ndarray:
-    """Where a masked list has room although the catalogue has items left. Shape: `(rows, k)` -> `(rows,)` bool."""
-    left = [num_items - len(set(map(int, history))) for history in histories]
-    return (items >= 0).sum(1) < np.minimum(items.shape[1], left)
+def _is_short(items: np.ndarray, histories: list[Any], allowed: Any, denied: Any, num_items: int) -> np.ndarray:
+    """Where a masked list has room although there are items left. Shape: `(rows, k)` -> `(rows,)` bool."""
+    short = (items >= 0).sum(1) < items.shape[1]
+    for row in np.flatnonzero(short).tolist():
+        hidden = set(map(int, histories[row])) | _as_set(denied, row)
+        left = num_items - len(hidden) if allowed is None else len(_as_set(allowed, row) - hidden)
+        short[row] = (items[row] >= 0).sum() < left
+    return short
+
+
+def _as_set(sets: Any, row: int) -> set[int]:
+    """The set of one prompt, or that of all."""
+    if sets is None:
+        return set()
+    return set(map(int, sets[row] if is_by_row(sets) else sets))
 
 
 def _store(output: BeamOutput, items: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:

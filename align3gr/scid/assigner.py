@@ -202,7 +202,8 @@ class SCIDAssigner:
         known_texts, blocks = _unit(known_texts), []
         for start in range(0, len(semantic), ROWS_AT_ONCE):  # new items times catalogue would not fit into memory
             similarity = _unit(semantic[start : start + ROWS_AT_ONCE]) @ known_texts.T
-            near = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+            count = min(NEIGHBOURS, similarity.shape[1])
+            near = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
             weights = np.maximum(np.take_along_axis(similarity, near, 1), 0)
             blocks.append(np.einsum("nk,nkd->nd", weights, known[near]))
         return np.concatenate(blocks).astype(np.float32)

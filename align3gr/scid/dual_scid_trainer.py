@@ -132,7 +132,7 @@ def _book_metrics(side: str, embed: Any, rqvae: RQVAEModel, table: FeatureTable)
     Raises:
         CollapsedCodebookError: a level uses one code, or has a perplexity below a twentieth of what it could have.
     """
-    _, _, health = quantize_all(embed, rqvae, table)
+    _, _, health = quantize_all(embed, rqvae, table, keep_latents=False)
     metrics = {f"{side}_{name}": float(health[name]) for name in ("quantization_error", "collisions")}
     for level, size in enumerate(rqvae.config.codebook_sizes):
         for name in ("utilisation", "perplexity", "entropy"):

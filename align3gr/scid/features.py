@@ -155,12 +155,15 @@ def embed_all(
 
 
 @torch.no_grad()
-def quantize_all(embed: Callable, rqvae: RQVAEModel, table: FeatureTable) -> tuple[np.ndarray, np.ndarray, dict]:
+def quantize_all(
+    embed: Callable, rqvae: RQVAEModel, table: FeatureTable, keep_latents: bool = True
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Raw codes and latents of one side, and the health of its code books, block by block in fp32.
 
-    Shapes: `(rows, levels)` int64, `(rows, codebook_dim)` float32.
+    Shapes: `(rows, levels)` int64, `(rows, codebook_dim)` float32; `(0, codebook_dim)` where no latents are kept.
     """
-    codes, latents, error = [], [], 0.0
+    codes, error = [], 0.0
+    latents = [np.zeros((0, rqvae.config.codebook_dim), dtype=np.float32)]
     with torch.autocast(rqvae.device.type, enabled=False):
         for features in table.blocks(rqvae.device):
             latent = rqvae.latent(embed(features))
@@ -168,7 +171,8 @@ def quantize_all(embed: Callable, rqvae: RQVAEModel, table: FeatureTable) -> tup
             last = rqvae.quantizer.codebooks[-1][chosen[:, -1]]
             error += float((residual - last).square().sum())
             codes.append(chosen.cpu().numpy())
-            latents.append(latent.cpu().numpy())
+            if keep_latents:
+                latents.append(latent.cpu().numpy())
     stacked = np.concatenate(codes)
     health = codebook_health(stacked, rqvae.config.codebook_sizes) | {"quantization_error": error / len(stacked)}
     return stacked, np.concatenate(latents), health
@@ -205,7 +209,9 @@ def assign_codes(
     if previous.items is not None:
         codes.drift["item"] = code_drift(raw, previous.items)
     if users is not None and model.config.has_users:
-        codes.users, _, codes.health["user"] = quantize_all(model.embed_users, model.user_rqvae, users)
+        codes.users, _, codes.health["user"] = quantize_all(
+            model.embed_users, model.user_rqvae, users, keep_latents=False
+        )
         model.user_rqvae.config.health = model.config.user_rqvae["health"] = codes.health["user"]
         if previous.users is not None:
             codes.drift["user"] = code_drift(codes.users, previous.users)

@@ -11,16 +11,16 @@
 | residual k-means | `sc_encoder: none`, `quantization_epochs: 0` |
 | imported codes | `sides: item`, `item_codes: X.index.json`, `collisions: none` or `extra-level` |
 
-Residual k-means has nothing to train, so the schedule, the widths, the temperature and the estimator do not matter to
-it; imported codes need none of the training options.
+Some options have no effect on some variants; [`SCIDSettings.without_effect`] names those that were set all the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from align3gr.errors import InputError
 from align3gr.scid.collisions import STRATEGIES
 from align3gr.scid.configuration_dual_scid import DualSCIDConfig
 from align3gr.scid.configuration_rqvae import RQVAEConfig, propose_codebook_sizes
+from align3gr.scid.dual_scid_trainer import DualSCIDTrainingConfig
 
 
 def _option(default, text: str, *choices: str):
@@ -75,6 +75,28 @@ class SCIDSettings:
             raise InputError("auto_codebook_sizes: leave item_codebook_sizes out, or set it to false")
         if self.sc_encoder == "none" and (self.hidden_dims or self.contrastive_weight):
             raise InputError("sc_encoder: 'none' quantises the features themselves; leave hidden_dims and weights out")
+
+    def without_effect(self, training: DualSCIDTrainingConfig) -> list[str]:
+        """Options that were set to another value than the default although this variant does not look at them."""
+        idle: set[str] = set()
+        if self.item_codes:
+            idle |= {option.name for option in fields(self)} - {"sides", "collisions", "item_codes"}
+            idle |= {option.name for option in fields(training)}
+        if self.sides == "item":
+            idle |= {"user_codebook_sizes", "alignment_epochs", "alpha", "logq_correction", "u2i_temperature"}
+        if self.sc_encoder == "none":
+            idle |= {"alignment_epochs", "autoencoder_epochs", "alpha", "patience", "min_auc_gain", "logq_correction"}
+            idle |= {"codebook_dim", "hidden_dim", "sc_dim", "u2i_temperature", "estimator"}
+        if self.codebook_update != "ema":
+            idle.add("ema_decay")
+        if not self.previous:
+            idle.add("pin")
+        return sorted(
+            option.name
+            for options in (self, training)
+            for option in fields(options)
+            if option.name in idle and getattr(options, option.name) != getattr(type(options)(), option.name)
+        )
 
     def item_sizes(self, num_items: int) -> list[int]:
         """Codes at each level for a catalogue."""

@@ -108,3 +108,16 @@ def test_models_that_could_not_learn_are_refused(options, message):
 def test_contrast_needs_collaborative_features():
     with pytest.raises(InputError, match="contrastive_weight: needs collaborative features"):
         SCIDSettings(contrastive_weight=0.1).model_config(100, (4, 0), (4, 0))
+
+
+def test_options_that_a_variant_does_not_look_at_are_named():
+    from align3gr.scid import DualSCIDTrainingConfig
+
+    training = DualSCIDTrainingConfig(alignment_epochs=3, quantization_epochs=0)
+    assert SCIDSettings().without_effect(training) == []
+    assert SCIDSettings(ema_decay=0.5).without_effect(training) == ["ema_decay"]
+    assert SCIDSettings(sc_encoder="none", sc_dim=8).without_effect(training) == ["alignment_epochs", "sc_dim"]
+    item_only = SCIDSettings(sides="item", user_codebook_sizes=[4], codebook_dim=8)
+    assert item_only.without_effect(training) == ["alignment_epochs", "user_codebook_sizes"]
+    imported = SCIDSettings(sides="item", item_codes="x.index.json", collisions="none", codebook_dim=8)
+    assert imported.without_effect(training) == ["alignment_epochs", "codebook_dim", "quantization_epochs"]
