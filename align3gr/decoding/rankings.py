@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from align3gr.decoding.candidates import BeamOutput
 from align3gr.decoding.item_filter import ItemSets, is_by_row
 from align3gr.errors import InputError
+from align3gr.processes import in_shares, share
 
 if TYPE_CHECKING:
     from align3gr.decoding.beam_search import ConstrainedBeamSearch
@@ -45,6 +46,7 @@ def generate_rankings(
     progress: bool = True,
     allowed: ItemSets | None = None,
     denied: ItemSets | None = None,
+    distributed: bool = False,
 ) -> Rankings:
     """Rank items for many prompts; with `histories` both lists, seen items allowed and masked, come from one search.
 
@@ -61,6 +63,8 @@ def generate_rankings(
         progress: show a progress bar with the time left.
         allowed: item indices that alone may be in any list, one set for all prompts or one each.
         denied: item indices that may be in no list, in the same form.
+        distributed: share the batches out over the processes of the launch, all of which must make the call; every
+            process gets all lists, those of one process to the last bit.
 
     Raises:
         InputError: an empty prompt, `histories` or sets of another length than `prompts`, `k` or `batch_size` out of
@@ -68,29 +72,50 @@ def generate_rankings(
     """
     _check(search, prompts, batch_size, k, {"histories": histories, "allowed": allowed, "denied": denied})
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+    batches = [order[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    mine = share(batches) if distributed else batches
+
+    def rank(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = _rank_batch(search, prompts, k, rows, histories, _rows_of(allowed, rows), _rows_of(denied, rows))
+        bar.update(len(rows))
+        return found
+
     items = np.full((2, len(prompts), k), -1, dtype=np.int64)
     scores = np.full((2, len(prompts), k), -np.inf, dtype=np.float32)
-    with tqdm(total=len(prompts), desc="ranking", unit="user", disable=not progress) as bar:
-        for start in range(0, len(prompts), batch_size):
-            rows = order[start : start + batch_size]
-            sets = _rows_of(allowed, rows), _rows_of(denied, rows)
-            candidates = search.search(*_left_pad([prompts[row] for row in rows]), *sets)
-            outputs = [candidates.top(k)]
-            if histories is not None:
-                outputs.append(candidates.top(k, deny=[histories[row] for row in rows]))
-            for which, output in enumerate(outputs):
-                _store(output, items[which], scores[which], rows)
-            if histories is not None:
-                seen = [histories[row] for row in rows]
-                short = rows[_is_short(items[1, rows], seen, *sets, search.trie.num_items)]
-                if len(short):
-                    deny = _union([histories[row] for row in short], _rows_of(denied, short))
-                    again = search.search(*_left_pad([prompts[row] for row in short]), _rows_of(allowed, short), deny)
-                    _store(again.top(k), items[1], scores[1], short)
-            bar.update(len(rows))
+    with tqdm(total=sum(map(len, mine)), desc="ranking", unit="user", disable=not progress) as bar:
+        done = in_shares(batches, rank) if distributed else map(rank, batches)
+        for rows, (batch_items, batch_scores) in zip(batches, done, strict=True):
+            items[:, rows], scores[:, rows] = batch_items, batch_scores
     if histories is None:
         return Rankings(items[0], scores[0], None, None)
     return Rankings(items[0], scores[0], items[1], scores[1])
+
+
+def _rank_batch(
+    search: "ConstrainedBeamSearch",
+    prompts: Sequence[Sequence[int]],
+    k: int,
+    rows: np.ndarray,
+    histories: Sequence[Any] | None,
+    allowed: Any,
+    denied: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Items and scores of the prompts of one batch, `(2, rows, k)` each: the list, and the masked one."""
+    items = np.full((2, len(rows), k), -1, dtype=np.int64)
+    scores = np.full((2, len(rows), k), -np.inf, dtype=np.float32)
+    candidates = search.search(*_left_pad([prompts[row] for row in rows]), allowed, denied)
+    everyone = np.arange(len(rows))
+    _store(candidates.top(k), items[0], scores[0], everyone)
+    if histories is not None:
+        seen = [histories[row] for row in rows]
+        _store(candidates.top(k, deny=seen), items[1], scores[1], everyone)
+        short = np.flatnonzero(_is_short(items[1], seen, allowed, denied, search.trie.num_items))
+        if len(short):
+            deny = _union([seen[place] for place in short], _rows_of(denied, short))
+            inputs = _left_pad([prompts[row] for row in rows[short]])
+            again = search.search(*inputs, _rows_of(allowed, short), deny)
+            _store(again.top(k), items[1], scores[1], short)
+    return items, scores
 
 
 def _check(

@@ -19,6 +19,7 @@ def rank_policy(
     k: int,
     batch_size: int = 64,
     progress: bool = True,
+    distributed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The lists of a model on a validation or test set: with items of the history, and without.
 
@@ -31,6 +32,7 @@ def rank_policy(
         k: length of the lists.
         batch_size: prompts in one search.
         progress: whether to show a progress bar.
+        distributed: share the users out over the processes of the launch, see [`generate_rankings`].
 
     Returns:
         Two `(questions, k)` int64 item indices, best first, -1 where a list is shorter.
@@ -39,7 +41,9 @@ def rank_policy(
         prompts.prompt(None if user_codes is None else user_codes[user], item_codes[history])
         for user, history in zip(questions.user_rows, questions.histories, strict=True)
     ]
-    rankings = generate_rankings(search, inputs, batch_size, k, histories=questions.histories, progress=progress)
+    rankings = generate_rankings(
+        search, inputs, batch_size, k, histories=questions.histories, progress=progress, distributed=distributed
+    )
     return rankings.allowed, cast(np.ndarray, rankings.masked)  # there, since histories were given
 
 
