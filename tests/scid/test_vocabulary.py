@@ -62,7 +62,7 @@ def test_saved_tokenizer_opens_as_a_plain_one(tokenizer, tmp_path):
 
 
 def test_prompt_is_header_then_latest_items(tokenizer, tmp_path):
-    prompts = PromptBuilder(tokenizer, max_history=2, before_history=" bought")
+    prompts = PromptBuilder(tokenizer, max_history=2, template="[{user}] bought{history}")
     history = np.array([[0, 0], [1, 1], [2, 2]])
     ids = prompts.prompt(np.array([1, 0]), history)
     assert tokenizer.decode(ids) == "<s><u0_1><u1_0> bought<i0_1><i1_1><i0_2><i1_2>"
@@ -70,6 +70,25 @@ def test_prompt_is_header_then_latest_items(tokenizer, tmp_path):
     assert tokenizer.decode(prompts.completion(np.array([3, 2]))) == "<i0_3><i1_2>"
     prompts.save_pretrained(tmp_path)
     assert PromptBuilder.from_pretrained(tmp_path, tokenizer).prompt(np.array([1, 0]), history) == ids
+
+
+def test_prompt_with_a_suffix_and_an_optional_user(tokenizer):
+    prompts = PromptBuilder(tokenizer, template="[user {user} ]bought{history} next:")
+    history = np.array([[0, 0]])
+    ids = prompts.prompt(np.array([1, 0]), history)
+    assert tokenizer.decode(ids) == "<s>user <u0_1><u1_0> bought<i0_0><i1_0> next:"
+    assert tokenizer.decode(prompts.prompt(None, history)) == "<s>bought<i0_0><i1_0> next:"
+    assert tokenizer.decode(prompts.suffix) == " next:" and ids[-len(prompts.suffix) :] == prompts.suffix
+    longest = 1 + len(prompts.header(np.array([1, 0]))) - 1 + 21 * 2 + len(prompts.suffix)
+    prompts.check_length(longest)
+    with pytest.raises(ValueError, match="max_history"):
+        prompts.check_length(longest - 1)
+
+
+@pytest.mark.parametrize("template", ["{user}{history}", "[{user}]", "[{user}]{history}{item}", "{history}[{user}]"])
+def test_prompt_templates_that_cannot_serve(tokenizer, template):
+    with pytest.raises(ValueError, match="template"):
+        PromptBuilder(tokenizer, template=template)
 
 
 def test_prompt_without_user_scid(tokenizer):
