@@ -92,7 +92,7 @@ def _parse(text: str) -> list[tuple[bool, list[tuple[bool, str]]]]:
     """Parts `(optional, [(is_field, content), ...])` of a template."""
     parts: list[tuple[bool, list[tuple[bool, str]]]] = [(False, [])]
     for field, bracket, plain, stray in _PIECE.findall(text):
-        if stray or (bracket == "[") == parts[-1][0] and bracket:
+        if stray or ((bracket == "[") == parts[-1][0] and bracket):
             raise InputError(
                 f"template {text!r}: expected text, {{field}} with small letters, and [parts] that are not nested; "
                 f"{(stray or bracket)!r} has no partner or stands within brackets"
