@@ -1,7 +1,7 @@
 """The one place where a prompt is made: fine-tuning, preference training, evaluation and serving all call it.
 
 A prompt is a list of token ids, never a string: BOS, then the template filled with the SCID of the user and those of
-the items in the history, oldest first. The completion is the SCID of one item. Where nothing stands between history and
+the history's items, oldest first. The completion is the SCID of one item. Where nothing stands between history and
 answer, one sequence can teach every item of a history at once.
 """
 
