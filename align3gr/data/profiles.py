@@ -5,6 +5,7 @@ the item texts (categories, genres) and the words of longer ones, weighed by tf-
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -76,6 +77,41 @@ def item_topics(items: pl.DataFrame) -> pl.DataFrame:
         .filter(pl.col("topic").str.contains(r"\p{L}"))
         .unique(maintain_order=True)
     )
+
+
+class HistoryTopics:
+    """What histories are about, in words: the topics that made profiles name.
+
+    Args:
+        items: item_id, title, text; a history names items by their row.
+    """
+
+    def __init__(self, items: pl.DataFrame) -> None:
+        self._topics = _Topics(items)
+        self._item_ids = items[ITEM_ID]
+
+    def of_histories(self, histories: Sequence[np.ndarray], num_topics: int = 5) -> list[str]:
+        """For each history its topics of the highest tf-idf, such as "sushi bars, tacos"; empty where it has none."""
+        users = pl.DataFrame({USER_ID: [str(row) for row in range(len(histories))]})
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        taken = np.concatenate([*histories, np.empty(0, dtype=np.int64)]).astype(np.int64)
+        pairs = pl.DataFrame(
+            {
+                USER_ID: users[USER_ID].gather(np.repeat(np.arange(len(lengths)), lengths)),
+                ITEM_ID: self._item_ids[taken],
+            }
+        )
+        topics = _user_topics(users, pairs, self._topics, num_topics)
+        return users.join(topics, on=USER_ID, how="left", maintain_order="left")["topics"].fill_null("").to_list()
+
+    def of_items(self) -> list[list[str]]:
+        """The topics of each item that other items share; in alphabetical order."""
+        matrix = self._topics.matrix.sorted_indices()
+        names = self._topics.names.to_list()
+        return [
+            [names[column] for column in matrix.indices[start:stop]]
+            for start, stop in itertools.pairwise(matrix.indptr.tolist())
+        ]
 
 
 class _Topics:

@@ -54,7 +54,7 @@ class Template:
         self.text = text
         self._texts = texts
         self._parts = _parse(text)
-        self.fields = frozenset(name for _, part in self._parts for is_field, name in part if is_field)
+        self.fields = template_fields(text)
         self.required = frozenset(
             name for optional, part in self._parts if not optional for is_field, name in part if is_field
         )
@@ -86,6 +86,15 @@ class Template:
                 ids += [int(token) for token in value or ()]
                 pending = ""
         return [*ids, *self._texts.ids(pending, continued or bool(ids))]
+
+
+def template_fields(text: str) -> frozenset[str]:
+    """Names of the fields of a template.
+
+    Raises:
+        InputError: as for [`Template`].
+    """
+    return frozenset(name for _, part in _parse(text) for is_field, name in part if is_field)
 
 
 def _parse(text: str) -> list[tuple[bool, list[tuple[bool, str]]]]:
