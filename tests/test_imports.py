@@ -7,7 +7,18 @@ import sys
 from tests.conftest import ROOT
 
 # A package may import those before it, and itself.
-ORDER = ["errors", "lazy", "processes", "data", "encoders", "scid", "decoding", "evaluation", "checkpoints"]
+ORDER = [
+    "errors",
+    "lazy",
+    "processes",
+    "tree_attention",
+    "data",
+    "encoders",
+    "scid",
+    "decoding",
+    "evaluation",
+    "checkpoints",
+]
 LAST = ["audit", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}

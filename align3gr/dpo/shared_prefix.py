@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from align3gr.tree_attention import tree_attention, tree_mask
+
 IGNORED_LABEL = -100
-# Eager adds its mask to the scores, SDPA takes a boolean one. FlashAttention cannot express a tree, and flex attention
-# wants a BlockMask in place of a tensor.
-TREE_ATTENTION = ("eager", "sdpa")
+OTHERWISE = "set prefix_sharing='naive'"  # for a model that cannot follow a tree mask
 
 
 def tree_batch(
@@ -134,13 +134,11 @@ def shared_prefix_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
         Tensor (batch, completions), fp32; 0 where a prompt has fewer completions than the widest.
 
     Raises:
-        ValueError: The model's attention cannot follow a tree mask, or slides over fewer tokens than the row has.
+        InputError: The model's attention cannot follow a tree mask, or slides over fewer tokens than the row has.
     """
-    attention = tree_attention(model, batch["input_ids"].shape[1])
-    mask = _tree_attention_mask(batch["trunk_mask"], batch["tree_mask"])
-    if attention == "eager":
-        dtype = next(model.parameters()).dtype
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    attention = tree_attention(model, batch["input_ids"].shape[1], OTHERWISE)
+    visible = _visible_tokens(batch["trunk_mask"], batch["tree_mask"])
+    mask = tree_mask(visible, attention, next(model.parameters()).dtype)
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=mask,
@@ -161,38 +159,6 @@ def naive_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
         logits_to_keep=batch["label_ids"].shape[2],
     )
     return _label_logps(outputs.logits, batch["label_ids"], batch["label_nodes"])
-
-
-def tree_attention(model: Any, length: int = 0) -> str:
-    """Name of the model's attention, once it is known that it can follow a tree mask over `length` tokens.
-
-    Raises:
-        ValueError: It cannot; the message names the settings that can.
-    """
-    while hasattr(model, "module"):  # DDP, FSDP and DeepSpeed keep the model there
-        model = model.module
-    config = model.config.get_text_config()
-    attention = config._attn_implementation
-    if attention not in TREE_ATTENTION:
-        raise ValueError(
-            f"attn_implementation={attention!r} cannot follow the tree mask of a shared prompt; load the model with "
-            "attn_implementation='sdpa', or set prefix_sharing='naive'"
-        )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    # A 4D mask replaces the sliding one, and layers that are no attention (linear, convolution) see no mask at all.
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"{config.model_type} has layers {sorted(kinds)}, which ignore the tree mask of a shared prompt; set "
-            "prefix_sharing='naive'"
-        )
-    slides = "sliding_attention" in kinds or getattr(config, "layer_types", None) is None
-    if slides and window and getattr(config, "use_sliding_window", True) and length > window:
-        raise ValueError(
-            f"rows of {length} tokens exceed the model's sliding window of {window}, which a tree mask would switch "
-            "off; shorten the prompts or set prefix_sharing='naive'"
-        )
-    return attention
 
 
 def _completion_tree(
@@ -231,7 +197,7 @@ def _padded_labels(completions: Sequence[Sequence[Sequence[int]]]) -> np.ndarray
     return labels
 
 
-def _tree_attention_mask(trunk_mask: Tensor, tree_mask: Tensor) -> Tensor:
+def _visible_tokens(trunk_mask: Tensor, tree_mask: Tensor) -> Tensor:
     """Boolean mask (batch, 1, trunk + nodes, trunk + nodes), true where a token sees another."""
     batch, trunk = trunk_mask.shape
     length = trunk + tree_mask.shape[1]

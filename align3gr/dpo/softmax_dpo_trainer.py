@@ -19,10 +19,11 @@ from align3gr.dpo.preference_rows import (
     check_streamed_row,
     tokenize_row,
 )
-from align3gr.dpo.shared_prefix import IGNORED_LABEL, naive_logps, shared_prefix_logps, tree_attention
+from align3gr.dpo.shared_prefix import IGNORED_LABEL, OTHERWISE, naive_logps, shared_prefix_logps
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
 from align3gr.errors import InputError
+from align3gr.tree_attention import tree_attention
 
 # What this module relies on beyond TRL's documented interface. A test names each against the installed release, so
 # that an upgrade fails there and not in a training run.
@@ -224,7 +225,7 @@ def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig) -> None
     if is_peft_model(model) and model.active_adapters != ["default"]:
         raise ValueError(f"the active adapters are {model.active_adapters}; DPOTrainer trains one named 'default'")
     if args.prefix_sharing != "naive" and not isinstance(model, str):
-        tree_attention(model)
+        tree_attention(model, 0, OTHERWISE)
 
 
 def _language_model(model: Any) -> Any:

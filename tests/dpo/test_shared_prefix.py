@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from align3gr.dpo.shared_prefix import naive_logps, sequence_batch, shared_prefix_logps, tree_attention, tree_batch
+from align3gr.dpo.shared_prefix import OTHERWISE, naive_logps, sequence_batch, shared_prefix_logps, tree_batch
+from align3gr.tree_attention import tree_attention
 
 
 def columns(rows):
@@ -113,7 +114,7 @@ def test_attention_without_a_tree_is_refused(llama):
     model = llama()
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"flash_attention_2.*sdpa.*prefix_sharing='naive'"):
-        tree_attention(model)
+        tree_attention(model, 0, OTHERWISE)
 
 
 def test_rows_longer_than_a_sliding_window_are_refused():
@@ -122,6 +123,6 @@ def test_rows_longer_than_a_sliding_window_are_refused():
     sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     config = MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=6)
     model = MistralForCausalLM(config)
-    assert tree_attention(model, length=6) == "sdpa"
+    assert tree_attention(model, 6, OTHERWISE) == "sdpa"
     with pytest.raises(ValueError, match="rows of 7 tokens exceed the model's sliding window of 6"):
-        tree_attention(model, length=7)
+        tree_attention(model, 7, OTHERWISE)
