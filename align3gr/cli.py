@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     if parsed.verb == "scid-report":
         _report_codes(parsed)
     elif parsed.verb == "recommend":
-        _recommend(parsed)
+        return _recommend(parsed, arguments[1:])
     else:
         _write_results(parsed.runs, parsed.output)
     return 0
@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run_dir", help="folder of the run, in place of the one in the stages' files")
     run.add_argument("--stages", nargs="+", choices=STAGES, help="only these stages (default: those of the file)")
     run.add_argument(
-        "--accelerate_config", help="launch sft and sp_dpo through accelerate with this configuration (name or file)"
+        "--accelerate_config",
+        help="launch sft, sp_dpo and evaluate through accelerate with this configuration (name or file)",
     )
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
@@ -129,6 +130,9 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     )
     recommend.add_argument("--scid", help="folder scid of the run: gives users with a profile but no SCID one")
     recommend.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    recommend.add_argument(
+        "--accelerate_config", help="launch through accelerate with this configuration (name or file), such as cpu_ddp"
+    )
 
 
 def _audit(parsed: argparse.Namespace) -> int:
@@ -180,13 +184,17 @@ def _launch(name: str, accelerate_config: str | None) -> list[str]:
     script = str(_resource("recipes") / f"{name}.py")
     if accelerate_config is None or name not in SEVERAL_PROCESSES:
         return [sys.executable, script]
-    config = Path(accelerate_config)
+    return [*_accelerate(accelerate_config), script]
+
+
+def _accelerate(name: str) -> list[str]:
+    config = Path(name)
     if not config.is_file():
-        config = _resource("accelerate_configs") / f"{accelerate_config}.yaml"
+        config = _resource("accelerate_configs") / f"{name}.yaml"
     if not config.is_file():
         known = sorted(path.stem for path in _resource("accelerate_configs").glob("*.yaml"))
-        raise InputError(f"--accelerate_config {accelerate_config}: no such file; built in are {', '.join(known)}")
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), script]
+        raise InputError(f"--accelerate_config {name}: no such file; built in are {', '.join(known)}")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
 
 
 def _split_launcher(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -231,18 +239,24 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         raise InputError(f"--output {output}: {error.strerror}; choose another file") from error
 
 
-def _recommend(parsed: argparse.Namespace) -> None:
-    from align3gr.decoding.files import check_histories, read_item_ids
-    from align3gr.decoding.recommender import Recommender
+def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    from align3gr.decoding.history_files import check_histories, read_item_ids
 
-    # What is quickly seen to be wrong is said before the model is loaded.
+    # What is quickly seen to be wrong is said before the model is loaded, and once, whatever the number of processes.
     check_histories(parsed.input)
     allowed = None if parsed.allowed is None else read_item_ids(parsed.allowed)
     if not 1 <= parsed.k <= parsed.num_beams:
         raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")
+    if parsed.accelerate_config is not None:
+        command = _accelerate(parsed.accelerate_config)
+        return subprocess.call([*command, "-m", "align3gr.cli", "recommend", *_split_launcher(arguments)[1]])
+    from align3gr.decoding.recommender import Recommender
+    from align3gr.processes import launched
+
+    process = launched()
     recommender = Recommender.from_pretrained(
         parsed.model,
-        device=parsed.device,
+        device=parsed.device or (process.device if process.num_processes > 1 else None),
         num_beams=parsed.num_beams,
         batch_size=parsed.batch_size,
         scid=parsed.scid,
@@ -255,7 +269,9 @@ def _recommend(parsed: argparse.Namespace) -> None:
         allowed=allowed,
         unknown_items=parsed.unknown_items,
     )
-    print(f"{parsed.output}: lists for {users:,} users")
+    if process.is_main_process:
+        print(f"{parsed.output}: lists for {users:,} users")
+    return 0
 
 
 def _report_codes(parsed: argparse.Namespace) -> None:

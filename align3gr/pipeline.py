@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
+from align3gr.processes import launched
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ FOLDERS = {
     "evaluate": "evaluation",
 }
 # Stages that can be launched in several processes.
-SEVERAL_PROCESSES = ("sft", "sp_dpo")
+SEVERAL_PROCESSES = ("sft", "sp_dpo", "evaluate")
 _PACKAGES = ("align3gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -88,12 +89,10 @@ def stage(
         seed: recorded in the manifest.
 
     Raises:
-        InputError: an input does not exist, an earlier stage is out of date, the stage runs in one process only, or
-            the run folder cannot be made.
+        InputError: an input does not exist, an earlier stage is out of date, the stage runs in one process only,
+            the processes of the launch do not know of each other, or the run folder cannot be made.
     """
-    from accelerate import PartialState
-
-    process = PartialState()
+    process = launched()
     if process.num_processes > 1 and name not in SEVERAL_PROCESSES:
         raise InputError(f"{name}: runs in one process, got {process.num_processes}; launch it without accelerate")
     run_dir = Path(run_dir)
@@ -127,7 +126,9 @@ def stage(
         raise
     process.wait_for_everyone()
     if process.is_main_process:
-        _write_json(partial / MANIFEST, made_from | _measured(time.perf_counter() - started, resumed))
+        _write_json(
+            partial / MANIFEST, made_from | _measured(time.perf_counter() - started, resumed, process.num_processes)
+        )
         _put_in_place(partial, final)
         logger.info("%s: finished in %.0f s", name, time.perf_counter() - started)
     process.wait_for_everyone()
@@ -210,12 +211,13 @@ def _discard(partial: Path) -> None:
         partial.parent.rmdir()
 
 
-def _measured(seconds: float, resumed: bool) -> dict[str, Any]:
+def _measured(seconds: float, resumed: bool, processes: int) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "finished": True,
         "seconds": round(seconds, 1),
         "resumed": resumed,
+        "processes": processes,
         "peak_memory_mb": round(peak),
         "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},

@@ -5,18 +5,42 @@ file), never rows: a batch that is put together otherwise is padded otherwise an
 depend on the number of processes.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from align3gr.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def share(jobs: Sequence[Job]) -> Sequence[Job]:
-    """The jobs of this process: every n-th of n processes, so that jobs ordered by size come out even."""
+def launched() -> "PartialState":
+    """The processes of this launch, or one alone.
+
+    Raises:
+        InputError: several processes were started that do not know of each other, so that each would do all the work
+            and write the same files. Some settings of accelerate do so without a word (`distributed_type: MULTI_CPU`,
+            FSDP without a GPU).
+    """
     from accelerate import PartialState
 
     process = PartialState()
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != str(process.num_processes):
+        raise InputError(
+            f"accelerate: {started} processes were started, but this one knows of {process.num_processes}; launch "
+            "with a configuration that joins them, such as accelerate_configs/cpu_ddp.yaml"
+        )
+    return process
+
+
+def share(jobs: Sequence[Job]) -> Sequence[Job]:
+    """The jobs of this process: every n-th of n processes, so that jobs ordered by size come out even."""
+    process = launched()
     return jobs[process.process_index :: process.num_processes]
 
 
@@ -28,10 +52,9 @@ def in_shares(jobs: Sequence[Job], work: Callable[[Job], Result]) -> list[Result
     >>> in_shares([1, 2, 3], lambda job: 10 * job)
     [10, 20, 30]
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
     done = [(number, work(jobs[number])) for number in share(range(len(jobs)))]
-    if PartialState().num_processes > 1:
+    if launched().num_processes > 1:
         done = gather_object(done)
     return [result for _, result in sorted(done, key=lambda pair: pair[0])]

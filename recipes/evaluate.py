@@ -1,27 +1,29 @@
 """Full ranking on the test split: baselines that need no model, the fine-tuned model, every preference stage."""
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from align3gr.baselines import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
 from align3gr.data import Split, SyntheticMarket
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.data.synthetic import CONFIG_NAME
-from align3gr.decoding import ConstrainedBeamSearch, Recommender
+from align3gr.decoding import Recommender
 from align3gr.encoders import Embeddings
 from align3gr.evaluation import (
     PER_USER_FILE,
     FullEvaluation,
-    beyond_accuracy_table,
-    curriculum_table,
-    metrics_table,
-    rank_policy,
+    judge_policies,
+    rank_histories,
     reported_ks,
+    results_page,
     sample_users,
-    segments_table,
-    stages_table,
 )
 from align3gr.pipeline import STAGES, read_manifest, stage, stage_folder
+from align3gr.processes import launched
 from align3gr.recipe import parse, run_recipe
 from align3gr.scid import load_codes
 
@@ -58,37 +60,36 @@ def main() -> None:
     with stage(arguments.run_dir, "evaluate", settings, inputs, arguments.seed) as work:
         if work is None:
             return
+        started, process = time.perf_counter(), launched()
         split = Split.load(data)
         questions = split.histories("test")
         item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         semantic = Embeddings.load(vectors, ITEM_ID, split.items[ITEM_ID]).semantic if vectors.exists() else None
         evaluation = FullEvaluation(split, item_codes, semantic, ks)
+        # All processes rank their share of the users; the main one alone judges and writes.
         for name, baseline in BASELINES.items():
-            fitted = baseline()
-            fitted.fit(split.train_sequences(), len(split.items))
-            allowed, masked = (fitted.rank(questions.histories, k, exclude_seen=seen) for seen in (False, True))
-            evaluation.add(name, questions, allowed, masked)
-        policies = {"SFT": sft / "model"}
+            begun = time.perf_counter()
+            fitted = baseline().fit(split.train_sequences(), len(split.items))
+            allowed, masked = (
+                rank_histories(partial(fitted.rank, k=k, exclude_seen=seen), questions.histories)
+                for seen in (False, True)
+            )
+            if process.is_main_process:
+                evaluation.add(name, questions, allowed, masked, seconds=time.perf_counter() - begun)
         curriculum = None
         if sp_dpo.is_dir():
             curriculum = json.loads((sp_dpo / "curriculum.json").read_text(encoding="utf-8"))
-            for number, done in enumerate(curriculum["stages"]):
-                if done["decision"] != "skipped":
-                    policies[f"SP-DPO {done['name']}"] = sp_dpo / f"{number}-{done['name']}" / "policy"
-            policies["SP-DPO, best stage on validation"] = sp_dpo / "model"
-        recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams)
+        device = process.device if process.num_processes > 1 else None
+        recommender = Recommender.from_pretrained(sft / "model", device=device, num_beams=arguments.num_beams)
         sample = sample_users(questions, arguments.stage_users, arguments.seed)
-        for name, folder in policies.items():
-            model = type(recommender.model).from_pretrained(folder).to(recommender.model.device)
-            search = ConstrainedBeamSearch(
-                model, recommender.search.trie, recommender.prompt_builder.vocabulary.item_tokens, arguments.num_beams
-            )
-            asked = questions if name in ("SFT", list(policies)[-1]) else sample
-            lists = rank_policy(
-                search, recommender.prompt_builder, asked, item_codes, user_codes, k, arguments.batch_size
-            )
-            evaluation.add(name, asked, *lists)
+        policies = {
+            name: (folder, questions if folder.name == "model" else sample)
+            for name, folder in policies_of(sft, sp_dpo, curriculum).items()
+        }
+        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, arguments.batch_size)
+        if not process.is_main_process:
+            return
         rows = evaluation.results
         if (data / CONFIG_NAME).is_file():
             market = SyntheticMarket.from_folder(data)
@@ -101,17 +102,26 @@ def main() -> None:
             for name in STAGES[:-1]
             if name != "sp_dpo" or curriculum
         ]
-        tables = [
-            metrics_table(rows),
-            beyond_accuracy_table(rows, max(n for n in ks if n <= 10)),
-            segments_table(rows),
-        ]
-        tables += [curriculum_table(curriculum)] if curriculum else []
-        report = "\n".join([*tables, stages_table(manifests)])
-        (work.folder / "results.md").write_text(report, encoding="utf-8")
+        page = results_page(rows, manifests, curriculum)
+        (work.folder / "results.md").write_text(page, encoding="utf-8")
         (work.folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         evaluation.per_user().write_parquet(work.folder / PER_USER_FILE)
-        print(report)
+        print(page)
+        print(
+            f"evaluation of {len(questions):,} users: {time.perf_counter() - started:.1f} s, SFT "
+            f"{rows['SFT']['ranking']['users_per_second']:,.0f} users/s, processes: {process.num_processes}"
+        )
+
+
+def policies_of(sft: Path, sp_dpo: Path, curriculum: dict[str, Any] | None) -> dict[str, Path]:
+    """Row of the table -> folder; the models of the two levels are named `model`, those of a stage `policy`."""
+    policies = {"SFT": sft / "model"}
+    if curriculum:
+        for number, done in enumerate(curriculum["stages"]):
+            if done["decision"] != "skipped":
+                policies[f"SP-DPO {done['name']}"] = sp_dpo / f"{number}-{done['name']}" / "policy"
+        policies["SP-DPO, best stage on validation"] = sp_dpo / "model"
+    return policies
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from align3gr.evaluation.beyond_accuracy import (
     vector_diversity,
 )
 from align3gr.evaluation.evaluate_metric import ranking_metric
-from align3gr.evaluation.evaluator import evaluate_policy, rank_policy, sample_users
+from align3gr.evaluation.evaluator import evaluate_policy, rank_histories, rank_policy, sample_users
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.evaluation.metrics import (
     is_repeat,
@@ -23,10 +23,13 @@ from align3gr.evaluation.metrics import (
     three_columns,
 )
 from align3gr.evaluation.per_user import PER_USER_FILE, compare, read_per_user
+from align3gr.evaluation.policies import judge_policies
 from align3gr.evaluation.report import (
     beyond_accuracy_table,
     curriculum_table,
     metrics_table,
+    ranking_table,
+    results_page,
     segments_table,
     stages_table,
 )
@@ -46,6 +49,7 @@ __all__ = [
     "exposure",
     "exposure_gini",
     "is_repeat",
+    "judge_policies",
     "lost_levels",
     "mean_metrics",
     "metrics_table",
@@ -53,12 +57,15 @@ __all__ = [
     "ndcg_at_k",
     "paired_test",
     "prefix_diversity",
+    "rank_histories",
     "rank_policy",
     "ranking_metric",
+    "ranking_table",
     "read_per_user",
     "recall_at_k",
     "recommendation_popularity",
     "reported_ks",
+    "results_page",
     "sample_users",
     "seeds_test",
     "segment_metrics",

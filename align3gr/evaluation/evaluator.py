@@ -1,5 +1,6 @@
 """Full-ranking evaluation of a language model over SCIDs: no sampled negatives, three protocols from one search."""
 
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -7,7 +8,11 @@ import numpy as np
 from align3gr.data.tables import EvaluationSet
 from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
 from align3gr.evaluation.metrics import three_columns
+from align3gr.processes import in_shares
 from align3gr.scid.prompts import PromptBuilder
+
+# Users that a system without a model ranks at a time.
+BLOCK_USERS = 1024
 
 
 def rank_policy(
@@ -45,6 +50,20 @@ def rank_policy(
         search, inputs, batch_size, k, histories=questions.histories, progress=progress, distributed=distributed
     )
     return rankings.allowed, cast(np.ndarray, rankings.masked)  # there, since histories were given
+
+
+def rank_histories(rank: Callable[[Sequence[np.ndarray]], np.ndarray], histories: Sequence[np.ndarray]) -> np.ndarray:
+    """The lists of a system that looks at each user's history alone, shared out over the processes of the launch.
+
+    All processes must make the call; each gets all lists. They are ranked block by block also where there is one
+    process, so that sums come out the same.
+
+    Args:
+        rank: `(users, k)` lists for some histories, such as a [`Baseline.rank`] with its options.
+        histories: for each user the whole history, item indices.
+    """
+    starts = range(0, max(len(histories), 1), BLOCK_USERS)
+    return np.concatenate(in_shares([histories[start : start + BLOCK_USERS] for start in starts], rank))
 
 
 def evaluate_policy(

@@ -1,5 +1,6 @@
 """Everything that is said about a system: columns, what lies beyond accuracy, segments, lost levels, user by user."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,9 +68,16 @@ class FullEvaluation:
         disliked = _disliked_in_train(split.train)
         self._dislikes = None if disliked is None else (train_users[disliked], train_items[disliked])
         self.results: dict[str, dict[str, Any]] = {}
-        self._frames: list[pl.DataFrame] = []
+        self._frames: dict[str, pl.DataFrame] = {}
 
-    def add(self, name: str, questions: EvaluationSet, allowed: np.ndarray, masked: np.ndarray) -> None:
+    def add(
+        self,
+        name: str,
+        questions: EvaluationSet,
+        allowed: np.ndarray,
+        masked: np.ndarray,
+        seconds: float | None = None,
+    ) -> None:
         """Judge one system.
 
         Args:
@@ -77,6 +85,7 @@ class FullEvaluation:
             questions: the test set of the split, or a sample of it.
             allowed: (questions, k) item indices, best first, -1 where a list is shorter.
             masked: (questions, k) the same without items of the history.
+            seconds: what making both lists took; with the users of a second it stands under `ranking`.
 
         Raises:
             InputError: see [`three_columns`].
@@ -97,30 +106,40 @@ class FullEvaluation:
         }
         if self._codes is not None:
             result["lost_levels"] = lost_levels(allowed[:, : max(self._ks)], targets, self._codes)
+        if seconds is not None:
+            result["ranking"] = {"seconds": round(seconds, 3), "users_per_second": round(len(targets) / seconds, 1)}
         self.results[name] = result
-        self._frames.append(
-            pl.DataFrame(
-                {
-                    SYSTEM: pl.Series([name]).new_from_index(0, len(targets)),
-                    USER_ID: self._user_ids.gather(questions.user_rows),
-                    ITEM_ID: self._item_ids.gather(targets),
-                    "rank_allowed": ranks_to_column(ranks),
-                    "rank_masked": ranks_to_column(target_ranks(masked, targets)),
-                    "list_length": np.full(len(targets), np.shape(allowed)[1]),
-                    "history_length": lengths,
-                    "target_popularity": popularity,
-                    "repeat": repeat,
-                    # Polars sorts NaN above every number: as null, an unrated target is never "4 or higher".
-                    RATING: pl.Series(_ratings(questions), nan_to_null=True),
-                },
-                schema=PER_USER_SCHEMA,
-            )
+        self._frames[name] = pl.DataFrame(
+            {
+                SYSTEM: pl.Series([name]).new_from_index(0, len(targets)),
+                USER_ID: self._user_ids.gather(questions.user_rows),
+                ITEM_ID: self._item_ids.gather(targets),
+                "rank_allowed": ranks_to_column(ranks),
+                "rank_masked": ranks_to_column(target_ranks(masked, targets)),
+                "list_length": np.full(len(targets), np.shape(allowed)[1]),
+                "history_length": lengths,
+                "target_popularity": popularity,
+                "repeat": repeat,
+                # Polars sorts NaN above every number: as null, an unrated target is never "4 or higher".
+                RATING: pl.Series(_ratings(questions), nan_to_null=True),
+            },
+            schema=PER_USER_SCHEMA,
         )
+
+    def add_same(self, name: str, first: str) -> None:
+        """Judge a system that is known to give the lists of one judged before, such as a model of the same weights.
+
+        Args:
+            name: its row in the tables.
+            first: the row of the other one; `ranking` says so.
+        """
+        self.results[name] = copy.deepcopy(self.results[first]) | {"ranking": {"same_weights_as": first}}
+        self._frames[name] = self._frames[first].with_columns(pl.lit(name).alias(SYSTEM))
 
     def per_user(self) -> pl.DataFrame:
         """One row a system and user: ids of user and target, 1-based ranks (null: not in the list), and the facts that
         segments are made of."""
-        return pl.concat(self._frames) if self._frames else pl.DataFrame(schema=PER_USER_SCHEMA)
+        return pl.concat(self._frames.values()) if self._frames else pl.DataFrame(schema=PER_USER_SCHEMA)
 
     def _beyond_accuracy(self, rankings: np.ndarray, questions: EvaluationSet) -> dict[str, float | None]:
         known = self._known_dislikes(questions)

@@ -29,6 +29,29 @@ _BEYOND = (
 )
 
 
+def results_page(
+    results: Mapping[str, Mapping[str, Any]],
+    manifests: Sequence[Mapping[str, Any]],
+    curriculum: Mapping[str, Any] | None = None,
+) -> str:
+    """All tables of an evaluation.
+
+    Args:
+        results: [`FullEvaluation.results`].
+        manifests: those of the stages before it.
+        curriculum: the record of the preference level, if there is one.
+    """
+    lengths = {
+        int(metric.partition("@")[2])
+        for columns in results.values()
+        for metric in columns.get("beyond_accuracy", {}).get("seen_allowed", {})
+    }
+    tables = [metrics_table(results)]
+    tables += [beyond_accuracy_table(results, max(k for k in lengths if k <= 10)), segments_table(results)]
+    tables += [curriculum_table(curriculum)] if curriculum else []
+    return "\n".join([*tables, ranking_table(results), stages_table(manifests)])
+
+
 def metrics_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A Markdown table with one row a system.
 
@@ -89,6 +112,22 @@ def segments_table(results: Mapping[str, Mapping[str, Any]], metric: str = "reca
     for level in [key for key in first.get("lost_levels", {}) if key != "users"]:
         values = [_number(s["lost_levels"].get(level)) for s in systems.values()]
         lines.append(f"| share of lost targets, {level} levels shared | | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ranking_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table of what the lists of each system took: both, with items of the history and without.
+
+    Args:
+        results: [`FullEvaluation.results`]; systems that say nothing of it are left out.
+    """
+    lines = ["| ranking | seconds | users/s |", "|---|---:|---:|"]
+    for name, result in results.items():
+        ranking = result.get("ranking", {})
+        if "same_weights_as" in ranking:
+            lines.append(f"| {name} | the weights of {ranking['same_weights_as']}, not ranked again | |")
+        elif ranking:
+            lines.append(f"| {name} | {ranking['seconds']:,.1f} | {ranking['users_per_second']:,.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,8 @@
 import polars as pl
 import pytest
 
-from align3gr.decoding.files import read_item_ids, recommend_file
+from align3gr.decoding.files import recommend_file
+from align3gr.decoding.history_files import read_item_ids
 from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 

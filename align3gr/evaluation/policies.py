@@ -1,0 +1,71 @@
+"""Saved models judged one after the other, each set of weights once."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.recommender import Recommender
+from align3gr.evaluation.evaluator import rank_policy
+from align3gr.evaluation.full_evaluation import FullEvaluation
+from align3gr.processes import launched
+
+
+def judge_policies(
+    evaluation: FullEvaluation,
+    policies: Mapping[str, tuple[Path, EvaluationSet]],
+    recommender: Recommender,
+    item_codes: np.ndarray,
+    user_codes: np.ndarray | None,
+    k: int,
+    batch_size: int = 64,
+) -> None:
+    """Rank the questions with each policy; the processes of a launch share the users, the main one alone judges.
+
+    A policy of the same weights as an earlier one, asked the same questions, is not run: where every preference stage
+    was rolled back, the policy that is left is the fine-tuned model.
+
+    Args:
+        evaluation: takes the results, in the main process.
+        policies: row of the tables -> folder of the model, and its questions.
+        recommender: the model that all policies come from, with its catalogue and prompts.
+        item_codes: `(items, levels)`.
+        user_codes: `(users, levels)`, or None for prompts without users.
+        k: length of the lists.
+        batch_size: prompts in one search.
+    """
+    main = launched().is_main_process
+    ranked: dict[tuple[str, bytes], str] = {}
+    for name, (folder, questions) in policies.items():
+        first = ranked.setdefault((weights_hash(folder), questions.user_rows.tobytes()), name)
+        if first != name:
+            if main:
+                evaluation.add_same(name, first)
+            continue
+        begun = time.perf_counter()
+        model = type(recommender.model).from_pretrained(folder)
+        model.to(recommender.model.device)  # type: ignore[arg-type]
+        prompts, known = recommender.prompt_builder, recommender.search
+        search = ConstrainedBeamSearch(model, known.trie, prompts.vocabulary.item_tokens, known.num_beams)
+        lists = rank_policy(
+            search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True
+        )
+        if main:
+            evaluation.add(name, questions, *lists, seconds=time.perf_counter() - begun)
+
+
+def weights_hash(folder: str | Path) -> str:
+    """Content hash of the weights in a `save_pretrained` folder, whatever lies beside them.
+
+    Folders of one hash hold the same weights; the same weights cut into other shards have another hash.
+    """
+    digest = hashlib.sha256()
+    folder = Path(folder)
+    for file in sorted([*folder.glob("*model*.safetensors"), *folder.glob("*model*.bin")]):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
