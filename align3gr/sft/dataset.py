@@ -1,55 +1,34 @@
-"""Rows for supervised fine-tuning: one sequence a user, with the loss on every item that has a history."""
+"""Rows of token ids and labels as a `Dataset` in memory."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
-
-from align3gr.scid.prompts import PromptBuilder
+from datasets.table import InMemoryTable
 
 IGNORE = -100
+BRANCH_STARTS, BRANCH_SEEN = "branch_starts", "branch_seen"  # columns of rows with branches, see `tree_rows`
+ROWS_A_CHUNK = 10_000
 
 
-def windows(length: int, max_history: int) -> Iterator[tuple[int, int, int]]:
-    """Cuts a history into windows of at most `max_history + 1` items, so that each item is learnt exactly once.
-
-    Yields `(start, end, first)`: the window is `[start, end)`, its items from `first` on carry the loss. The first
-    item of a history has nothing to be predicted from and never does. Later windows overlap by half, so that an item
-    is predicted from at least half of what a prompt may hold.
-    """
-    width = max_history + 1
-    step = max(1, width // 2)
-    start, first = 0, 1
-    while first < length:
-        end = min(start + width, length)
-        yield start, end, first
-        start, first = max(0, min(start + step, length - width)), end
+def plain_row(*parts: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Input ids and labels of parts in a row, flattened; the last part is the response and carries the loss."""
+    input_ids = np.concatenate([np.asarray(part, np.int64).ravel() for part in parts])
+    labels = input_ids.copy()
+    labels[: len(labels) - np.size(parts[-1])] = IGNORE
+    return input_ids, labels
 
 
-def every_item_rows(
-    prompts: PromptBuilder,
-    train_sequences: Sequence[np.ndarray],
-    user_codes: np.ndarray | None,
-    item_codes: np.ndarray,
-) -> Dataset:
-    """Rows `{input_ids, labels}` of the every-item objective.
-
-    At each item the model sees what the prompt of that moment holds (nothing stands between history and answer), so
-    one forward teaches what one sample for each prefix would, with at most `max_history` items of history.
-
-    Args:
-        prompts: the prompt of this model.
-        train_sequences: item indices of each user's train split, oldest first.
-        user_codes: `(users, levels)`, or None for prompts without users.
-        item_codes: `(items, levels)`.
-    """
-    item_ids = prompts.vocabulary.item_ids(item_codes)
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for user, sequence in enumerate(train_sequences):
-        header = prompts.header(None if user_codes is None else user_codes[user])
-        for start, end, first in windows(len(sequence), prompts.max_history):
-            seen = item_ids[sequence[start:first]].reshape(-1).tolist()
-            learnt = item_ids[sequence[first:end]].reshape(-1).tolist()
-            rows["input_ids"].append(header + seen + learnt)
-            rows["labels"].append([IGNORE] * (len(header) + len(seen)) + learnt)
-    return Dataset.from_dict(rows)
+def dataset_of(rows: Iterator[tuple[np.ndarray, ...]], names: Sequence[str]) -> Dataset:
+    """Rows of integer arrays under these column names, without a Python list of them all."""
+    schema = pa.schema([(name, pa.list_(pa.int64())) for name in names])
+    tables = [schema.empty_table()]
+    while chunk := list(islice(rows, ROWS_A_CHUNK)):
+        columns = []
+        for arrays in zip(*chunk, strict=True):
+            offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int32)
+            columns.append(pa.ListArray.from_arrays(offsets, np.concatenate(arrays)))
+        tables.append(pa.Table.from_arrays(columns, schema=schema))
+    return Dataset(InMemoryTable(pa.concat_tables(tables)))

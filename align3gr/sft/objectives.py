@@ -1,0 +1,180 @@
+"""Three objectives of sequential item prediction, as rows `{input_ids, labels}` from the train sequences.
+
+- `prefix`, the paper's: one sample a position, `header + latest items + suffix + item`.
+- `tree`: the same loss and gradients from fewer tokens. The samples of a user share the beginning of their history: a
+  row holds it once, as a trunk, and each sample is a branch `suffix + item` that sees the trunk up to its position.
+- `every-item`: one sequence with the loss on every item, for templates that put nothing between history and answer.
+  The fewest tokens; behind `max_history` an item is predicted from part of what a prompt holds.
+
+A user's SCID stands in the header. Where it depends on the position (it must not be made from the item to come), the
+positions behind one SCID are a stretch, and nothing is shared across stretches.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from datasets import Dataset
+
+from align3gr.errors import InputError
+from align3gr.scid.prompts import PromptBuilder
+from align3gr.sft.dataset import BRANCH_SEEN, BRANCH_STARTS, IGNORE, dataset_of, plain_row
+
+
+class PositionCodes(Protocol):
+    """Users' SCIDs by the position of the item that is to be predicted."""
+
+    def segments(self, user: int, length: int) -> Iterable[tuple[int, int, np.ndarray]]:
+        """Ranges `[first, end)` of positions from 1 to `length`, each with the codes `(levels,)` in front of it."""
+
+
+class _Stretch(NamedTuple):
+    """Positions `[first, end)` of a sequence, to be predicted behind one header."""
+
+    header: np.ndarray
+    items: np.ndarray  # token ids (positions, levels) of the whole sequence
+    first: int
+    end: int
+
+
+def windows(length: int, max_history: int, first: int = 1) -> Iterator[tuple[int, int, int]]:
+    """Cuts a history into windows of at most `max_history + 1` items, so that each item is learnt exactly once.
+
+    Yields `(start, end, first)`: the window is `[start, end)`, its items from `first` on carry the loss. Items in
+    front of the argument `first` are only seen; the first item of a history has nothing to be predicted from and never
+    carries a loss. Later windows overlap by half, so that an item is predicted from at least half of what a prompt may
+    hold.
+    """
+    width = max_history + 1
+    overlap = width - max(1, width // 2)
+    while first < length:
+        start = max(0, min(first - overlap, length - width))
+        end = min(start + width, length)
+        yield start, end, first
+        first = end
+
+
+def every_item_rows(
+    prompts: PromptBuilder,
+    train_sequences: Sequence[np.ndarray],
+    user_codes: np.ndarray | PositionCodes | None,
+    item_codes: np.ndarray,
+) -> Dataset:
+    """Rows `{input_ids, labels}` of the every-item objective.
+
+    At each item the model sees what the prompt of that moment holds (nothing stands between history and answer), so
+    one forward teaches what one sample for each prefix would, with at most `max_history` items of history.
+
+    Args:
+        prompts: the prompt of this model.
+        train_sequences: item indices of each user's train split, oldest first.
+        user_codes: `(users, levels)`, codes by position, or None for prompts without users.
+        item_codes: `(items, levels)`.
+
+    Raises:
+        InputError: the template puts text between history and answer.
+    """
+    if prompts.suffix:
+        raise InputError(
+            f"template: got {prompts.settings['template']!r}, but the every-item objective needs a template that ends "
+            "in {history}; take one, or the objective tree or prefix"
+        )
+
+    def rows() -> Iterator[tuple[np.ndarray, ...]]:
+        for header, items, first, end in _stretches(prompts, train_sequences, user_codes, item_codes):
+            for start, stop, begin in windows(end, prompts.max_history, first):
+                yield plain_row(header, items[start:begin], items[begin:stop])
+
+    return dataset_of(rows(), ["input_ids", "labels"])
+
+
+def prefix_rows(
+    prompts: PromptBuilder,
+    train_sequences: Sequence[np.ndarray],
+    user_codes: np.ndarray | PositionCodes | None,
+    item_codes: np.ndarray,
+) -> Dataset:
+    """Rows `{input_ids, labels}` with one sample for each item that has a history: its prompt and its SCID.
+
+    The arguments are those of [`every_item_rows`].
+    """
+
+    def rows() -> Iterator[tuple[np.ndarray, ...]]:
+        for header, items, first, end in _stretches(prompts, train_sequences, user_codes, item_codes):
+            for position in range(first, end):
+                history = items[max(0, position - prompts.max_history) : position]
+                yield plain_row(header, history, prompts.suffix, items[position])
+
+    return dataset_of(rows(), ["input_ids", "labels"])
+
+
+def tree_rows(
+    prompts: PromptBuilder,
+    train_sequences: Sequence[np.ndarray],
+    user_codes: np.ndarray | PositionCodes | None,
+    item_codes: np.ndarray,
+) -> Dataset:
+    """Rows `{input_ids, labels, branch_starts, branch_seen}` with the loss and the gradients of [`prefix_rows`].
+
+    A row is a trunk, `header + items`, and behind it branches one after the other, `suffix + item`, which
+    [`TreeCollator`] keeps apart: the branch that begins at `branch_starts[i]` sees itself and the first
+    `branch_seen[i]` tokens of the trunk. As everywhere, `labels[i]` is predicted at `i - 1`; the last token of an item
+    predicts nothing, so it is no token of its branch, and its label stands at the start of the next one.
+
+    A history that is longer than a prompt has lost its beginning, so none of its tokens has the hidden state that it
+    has in the trunk: such a sample has a row of its own, without branches. So has everything where the template puts
+    nothing between history and answer: there the trunk itself predicts the items.
+
+    The arguments are those of [`every_item_rows`].
+    """
+
+    def rows() -> Iterator[tuple[np.ndarray, ...]]:
+        for header, items, first, end in _stretches(prompts, train_sequences, user_codes, item_codes):
+            shared = max(first, min(end, prompts.max_history + 1))
+            if first < shared and not prompts.suffix:
+                yield *plain_row(header, items[:first], items[first:shared]), *_NO_BRANCHES
+            elif first < shared:
+                yield _tree_row(header, items, prompts.suffix, range(first, shared))
+            for position in range(shared, end):
+                history = items[position - prompts.max_history : position]
+                yield *plain_row(header, history, prompts.suffix, items[position]), *_NO_BRANCHES
+
+    return dataset_of(rows(), ["input_ids", "labels", BRANCH_STARTS, BRANCH_SEEN])
+
+
+_NO_BRANCHES = (np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _stretches(
+    prompts: PromptBuilder,
+    train_sequences: Sequence[np.ndarray],
+    user_codes: np.ndarray | PositionCodes | None,
+    item_codes: np.ndarray,
+) -> Iterator[_Stretch]:
+    item_ids = prompts.vocabulary.item_ids(item_codes)
+    for user, sequence in enumerate(train_sequences):
+        if user_codes is None or isinstance(user_codes, np.ndarray):
+            codes = None if user_codes is None else user_codes[user]
+            segments: Iterable[tuple[int, int, np.ndarray | None]] = [(1, len(sequence), codes)]
+        else:
+            segments = user_codes.segments(user, len(sequence))
+        for first, end, codes in segments:
+            if first < end:
+                yield _Stretch(np.asarray(prompts.header(codes), np.int64), item_ids[sequence], first, end)
+
+
+def _tree_row(
+    header: np.ndarray, items: np.ndarray, suffix: list[int], positions: range
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Input ids, labels, branch starts and branch lengths in the trunk, of the branches at these positions."""
+    levels = items.shape[1]
+    targets = items[positions.start : positions.stop]
+    trunk = np.concatenate([header, items[: positions.stop - 1].ravel()])
+    # (branches, suffix and all tokens of the item but the last), and one token more so that the last label has a place
+    branches = np.hstack([np.tile(np.asarray(suffix, np.int64), (len(targets), 1)), targets[:, :-1]])
+    input_ids = np.concatenate([trunk, branches.ravel(), targets[-1, -1:]])
+    width = branches.shape[1]
+    starts = len(trunk) + width * np.arange(len(targets))
+    labels = np.full(len(input_ids), IGNORE, np.int64)
+    labels[starts[:, None] + len(suffix) + np.arange(levels)] = targets
+    return input_ids, labels, starts, len(header) + levels * np.asarray(positions)
