@@ -2,15 +2,19 @@
 
 from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates
+from align3gr.decoding.exhaustive_search import ExhaustiveSearch
 from align3gr.decoding.item_filter import ItemFilter
 from align3gr.decoding.logits_processor import SCIDLogitsProcessor
 from align3gr.decoding.recommender import Recommender
 from align3gr.decoding.requests import Recommendation
+from align3gr.decoding.search import ConstrainedSearch
 from align3gr.decoding.trie import SCIDTrie
 
 __all__ = [
     "BeamOutput",
     "ConstrainedBeamSearch",
+    "ConstrainedSearch",
+    "ExhaustiveSearch",
     "ItemFilter",
     "LeafCandidates",
     "Recommendation",

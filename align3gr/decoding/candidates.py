@@ -56,6 +56,8 @@ class LeafCandidates:
             Shape: `(batch, n)`, float32.
         num_beams: the longest list that can be asked for.
         item_filter: what the search was restricted to; leaves without an item that it allows stand there as -1.
+        ranks: what the leaves are ordered by, largest first, where that is not the score.
+            Shape: `(batch, n)`, float32, or None.
     """
 
     trie: SCIDTrie
@@ -63,6 +65,7 @@ class LeafCandidates:
     scores: Tensor
     num_beams: int
     item_filter: ItemFilter | None = None
+    ranks: Tensor | None = None
 
     def top(
         self,
@@ -91,7 +94,8 @@ class LeafCandidates:
         longest = max((len(row) for row in deny), default=0) if deny is not None else 0
         # A leaf among the best that gives no item costs at least one denied item, so these are enough leaves.
         wanted = num_leaves if allow is not None else min(k + longest, num_leaves)
-        scores, places = stable_topk(self.scores, wanted)
+        places = stable_topk(self.scores if self.ranks is None else self.ranks, wanted)[1]
+        scores = self.scores.gather(1, places)
         items = self.trie.items(self.leaves.gather(1, places))  # (batch, wanted, items a leaf)
         scores = scores.unsqueeze(-1).expand(items.shape).flatten(1)
         items = items.flatten(1)

@@ -6,6 +6,7 @@ level at one position. The KV cache only grows; it is never copied or reordered.
 computes exactly what it would compute for each continuation alone.
 """
 
+import copy
 import inspect
 from typing import Any
 
@@ -77,13 +78,12 @@ class PromptTree:
         present = attention_mask.bool()
         self._check_prompts(model, input_ids, present, max_new_tokens)
         self._model = model
-        self._cache = DynamicCache()
+        self._cache: Any = DynamicCache()
         # A single depth of the tree has one position: the number of tokens above it.
         self._depth = present.sum(dim=1, keepdim=True)  # (batch, 1)
         self._visible = present.unsqueeze(1)  # (batch, latest tokens, all tokens so far): what each latest token sees
-        self._additive = model.config.get_text_config(decoder=True)._attn_implementation == "eager"
         positions = (present.cumsum(dim=1) - 1).clamp_min(0)
-        self.logits = self._forward(input_ids, attention_mask.long(), positions, logits_to_keep=1)
+        self.logits = self._forward(input_ids, attention_mask.long(), positions, self._cache, logits_to_keep=1)
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Append one level of the tree and return its next-token logits.
@@ -101,21 +101,48 @@ class PromptTree:
         ancestors = self._visible.gather(1, parents.unsqueeze(-1).expand(-1, -1, self._visible.shape[-1]))
         itself = torch.eye(beams, dtype=torch.bool, device=tokens.device).expand(batch, -1, -1)
         self._visible = torch.cat([ancestors, itself], dim=-1)
-        mask = self._visible.unsqueeze(1)  # (batch, 1, beams, all tokens so far)
-        if self._additive:  # eager attention adds the mask to its scores; a boolean one would be silently wrong
-            dtype = self._model.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         positions = self._depth.expand(-1, beams)
         self._depth = self._depth + 1
-        self.logits = self._forward(tokens, mask, positions, logits_to_keep=0)
+        self.logits = self._run(tokens, self._visible, positions, self._cache)
         return self.logits
 
-    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, logits_to_keep: int) -> Tensor:
+    def branch(self, tokens: Tensor, visible: Tensor, depths: Tensor) -> Tensor:
+        """Next-token logits of the same tree of tokens under each prompt; the tree itself stays as it is.
+
+        The new tokens see the prompt and each other alone, so it is for trees that were not extended.
+
+        Args:
+            tokens: token ids.
+                Shape: `(nodes,)`.
+            visible: which of the new tokens each of them sees: its ancestors and itself.
+                Shape: `(nodes, nodes)`, bool.
+            depths: depth of each, 1 for those right below the prompt.
+                Shape: `(nodes,)`.
+
+        Returns:
+            Shape: `(batch, nodes, vocabulary)`.
+        """
+        batch, nodes = self._depth.shape[0], tokens.shape[0]
+        above = self._visible.expand(-1, nodes, -1)
+        together = torch.cat([above, visible.expand(batch, -1, -1)], dim=-1)
+        # Layers replace their tensors when they grow, so a shallow copy keeps the prompt's cache as it is.
+        return self._run(tokens.expand(batch, -1), together, self._depth + depths - 1, _copy_of(self._cache))
+
+    def _run(self, tokens: Tensor, visible: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Logits of tokens that see what `visible` `(batch, tokens, cached and new tokens)` says."""
+        mask = visible.unsqueeze(1)
+        if self._model.config.get_text_config(decoder=True)._attn_implementation == "eager":
+            # Eager attention adds the mask to its scores; a boolean one would be silently wrong.
+            dtype = self._model.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return self._forward(tokens, mask, positions, cache, logits_to_keep=0)
+
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any, logits_to_keep: int) -> Tensor:
         return self._model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=logits_to_keep,
         ).logits
@@ -143,3 +170,10 @@ class PromptTree:
                 f"input_ids: prompt and SCID need {longest} tokens, the model's sliding window holds {window}; "
                 "shorten the prompt"
             )
+
+
+def _copy_of(cache: DynamicCache) -> DynamicCache:
+    """A cache that begins with the same tensors and grows by itself."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin

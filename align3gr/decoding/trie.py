@@ -150,10 +150,7 @@ class SCIDTrie:
         columns = []
         for level in reversed(range(self.levels)):
             columns.append(self._node_codes[level][nodes])
-            if level:
-                sizes = self._offsets[level].diff().long()
-                parents = torch.arange(len(sizes), device=self.device).repeat_interleave(sizes)
-                nodes = parents[nodes]
+            nodes = self.parents(level + 1, nodes)
         return torch.stack(columns[::-1], dim=-1)
 
     def item_codes(self) -> Tensor:
@@ -212,6 +209,11 @@ class SCIDTrie:
         child = first + torch.arange(self.max_children[depth], device=nodes.device)
         return torch.where(child < end, child, -1)
 
+    def parents(self, depth: int, nodes: Tensor) -> Tensor:
+        """Parents of nodes of depth `depth` >= 1, which are nodes of depth `depth - 1`. Same shape, int64."""
+        offsets = self._offsets[depth - 1]
+        return torch.searchsorted(offsets, nodes.to(offsets.dtype).contiguous(), right=True) - 1
+
     def codes(self, depth: int, nodes: Tensor) -> Tensor:
         """Last code of the prefixes `nodes` of depth `depth` >= 1; 0 where the node is -1. Same shape, int64."""
         return self._node_codes[depth - 1][nodes.clamp_min(0)].long().masked_fill(nodes < 0, 0)
@@ -230,7 +232,7 @@ class SCIDTrie:
         nodes = torch.arange(self.num_nodes[depth - 1], device=self.device)
         for level in reversed(range(depth)):
             columns.append(self.codes(level + 1, nodes))
-            nodes = torch.searchsorted(self._offsets[level].long(), nodes, right=True) - 1
+            nodes = self.parents(level + 1, nodes)
         return torch.stack(columns[::-1], dim=-1)
 
     def to(self, device: torch.device | str) -> "SCIDTrie":

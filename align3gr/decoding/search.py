@@ -1,0 +1,146 @@
+"""What every constrained search has in common: model, catalogue, tokens, one call, and exact log-probabilities."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align3gr.decoding.candidates import LeafCandidates
+from align3gr.decoding.item_filter import ItemFilter, ItemSets
+from align3gr.decoding.tree_decoder import PromptTree, check_model
+from align3gr.decoding.trie import SCIDTrie
+from align3gr.errors import InputError
+
+Normalizer = Literal["vocabulary", "level"]
+
+_SOFTMAX_BLOCK = 2**24  # logits turned to fp32 at a time: 64 MB, whatever vocabulary and batch
+
+
+class ConstrainedSearch(ABC):
+    """A way from prompts to scored items of a catalogue; [`ConstrainedBeamSearch`] is the usual one.
+
+    Attributes:
+        model: the model that is searched.
+        trie: the catalogue, on the model's device.
+        num_beams: the longest list that can be asked for.
+        widths: prefixes kept after each level.
+        normalizer: what log-probabilities are normalised over.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trie: SCIDTrie,
+        level_tokens: np.ndarray | Tensor,
+        num_beams: int,
+        widths: tuple[int, ...],
+        normalizer: Normalizer = "vocabulary",
+    ):
+        check_model(model)
+        if num_beams < 1:
+            raise InputError(f"num_beams: got {num_beams}, expected at least 1")
+        if len(widths) != trie.levels or min(widths) < 1 or widths[-1] != num_beams:
+            raise InputError(
+                f"widths: got {list(widths)}, expected {trie.levels} positive numbers ending in num_beams={num_beams}"
+            )
+        if normalizer not in ("vocabulary", "level"):
+            raise InputError(f'normalizer: got {normalizer!r}, expected "vocabulary" or "level"')
+        self.model = model
+        self.trie = trie.to(model.device)
+        self.num_beams = num_beams
+        self.widths = widths
+        self.normalizer = normalizer
+        self._tokens = [row.to(model.device) for row in _check_tokens(level_tokens, trie, model)]
+
+    def search(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        allowed: ItemSets | None = None,
+        denied: ItemSets | None = None,
+    ) -> LeafCandidates:
+        """Run the search; the model's mode (train or eval) is as before afterwards.
+
+        With `allowed` or `denied` no prefix is followed under which no item is left, so as long as all `widths` are
+        at least `k`, every list holds `k` items or all that the sets leave, however long they are.
+
+        Args:
+            input_ids: prompts, left-padded.
+                Shape: `(batch, length)`.
+            attention_mask: 1 for prompt tokens, 0 for padding; none means no padding.
+                Shape: `(batch, length)`.
+            allowed: item indices that alone may be shown, one set for all prompts or one each.
+            denied: item indices that must not be shown, in the same form.
+
+        Raises:
+            InputError: the prompts are not left-padded or too long, the sets are for another number of prompts, or
+                the model's logits are not numbers.
+        """
+        device = self.model.device
+        input_ids = input_ids.to(device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        item_filter = None
+        if allowed is not None or denied is not None:
+            item_filter = ItemFilter(self.trie, len(input_ids), allowed, denied)
+        with _evaluating(self.model):
+            candidates = self._search(input_ids, mask, item_filter)
+        if candidates.scores.isnan().any():
+            raise InputError("model: its logits are NaN, so nothing can be ranked; check the checkpoint and its dtype")
+        return candidates
+
+    @abstractmethod
+    def _search(self, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None) -> LeafCandidates:
+        """The search itself, model in eval mode, all tensors on its device."""
+
+    def _tree(self, input_ids: Tensor, attention_mask: Tensor) -> PromptTree:
+        return PromptTree(self.model, input_ids, attention_mask, max_new_tokens=self.trie.levels - 1)
+
+    def _log_probs(self, level: int, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities of `tokens` `(batch, nodes, n)` under `logits` `(batch, nodes, vocabulary)`, in fp32."""
+        if self.normalizer == "level":
+            normaliser = logits[..., self._tokens[level]].float().logsumexp(dim=-1, keepdim=True)
+            return logits.gather(-1, tokens).float() - normaliser
+        # By blocks: fp32 copies of batch x nodes x vocabulary would be the peak of the memory.
+        rows = max(1, _SOFTMAX_BLOCK // logits.shape[-1])
+        pairs = zip(logits.flatten(0, 1).split(rows), tokens.flatten(0, 1).split(rows), strict=True)
+        parts = [block.float().log_softmax(dim=-1).gather(-1, wanted) for block, wanted in pairs]
+        return torch.cat(parts).view_as(tokens)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    # Module by module: frozen parts (an adapter's base, say) may be in another mode than the model.
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_tokens(level_tokens: np.ndarray | Tensor, trie: SCIDTrie, model: PreTrainedModel) -> list[Tensor]:
+    """One row of token ids a level, as long as its codebook."""
+    table = torch.as_tensor(level_tokens)
+    if table.ndim != 2 or table.shape[0] != trie.levels or table.shape[1] < max(trie.codebook_sizes):
+        raise InputError(
+            f"level_tokens: got shape {tuple(table.shape)}, expected ({trie.levels}, {max(trie.codebook_sizes)}) "
+            "or wider to fit the catalogue; the tokenizer was made for other codes"
+        )
+    rows = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    for level, row in enumerate(rows):
+        if row.min() < 0 or row.max() >= vocabulary:
+            raise InputError(
+                f"level_tokens: level {level} has ids {int(row.min())} to {int(row.max())}, the model has "
+                f"{vocabulary} tokens; resize its embeddings to the tokenizer"
+            )
+        if row.unique().numel() != row.numel():
+            raise InputError(f"level_tokens: level {level} names a token twice; each code needs its own")
+    return rows
