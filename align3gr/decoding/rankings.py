@@ -14,7 +14,7 @@ from align3gr.errors import InputError
 from align3gr.processes import in_shares, share
 
 if TYPE_CHECKING:
-    from align3gr.decoding.beam_search import ConstrainedBeamSearch
+    from align3gr.decoding.search import ConstrainedSearch
 
 
 class Rankings(NamedTuple):
@@ -38,7 +38,7 @@ class Rankings(NamedTuple):
 
 
 def generate_rankings(
-    search: "ConstrainedBeamSearch",
+    search: "ConstrainedSearch",
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     k: int,
@@ -92,7 +92,7 @@ def generate_rankings(
 
 
 def _rank_batch(
-    search: "ConstrainedBeamSearch",
+    search: "ConstrainedSearch",
     prompts: Sequence[Sequence[int]],
     k: int,
     rows: np.ndarray,
@@ -119,7 +119,7 @@ def _rank_batch(
 
 
 def _check(
-    search: "ConstrainedBeamSearch",
+    search: "ConstrainedSearch",
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     k: int,
