@@ -22,6 +22,7 @@ _EPILOG = """stages:
   evaluate   full ranking on the test split, beside the baselines
 
 tools:
+  merge        a LoRA adapter and its base as one plain model
   recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
   audit        is a split clean, and does anything depend on targets that it must not see?
@@ -54,6 +55,11 @@ def _run(arguments: list[str]) -> int:
         _report_codes(parsed)
     elif parsed.verb == "recommend":
         return _recommend(parsed, arguments[1:])
+    elif parsed.verb == "merge":
+        from align3gr.sft.lora import merge_adapter
+
+        merge_adapter(parsed.adapter, parsed.output)
+        print(f"{parsed.output}: merged, opens with AutoModelForCausalLM")
     else:
         _write_results(parsed.runs, parsed.output)
     return 0
@@ -68,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="run|results|recommend|scid-report|audit|<stage>"
+        dest="verb", required=True, metavar="run|results|merge|recommend|scid-report|audit|<stage>"
     )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
@@ -81,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
     results.add_argument("--output", required=True, help="Markdown file to write")
+    merge = verbs.add_parser("merge", help="write a LoRA adapter and its base as one plain model")
+    merge.add_argument("adapter", help="folder of the adapter, such as runs/yelp/sft/model")
+    merge.add_argument("output", help="folder to write; must not exist")
     _add_recommend(verbs.add_parser("recommend", help="recommend to every row of a Parquet file"))
     report = verbs.add_parser("scid-report", help="measure and plot a table of codes")
     report.add_argument(

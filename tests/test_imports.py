@@ -22,7 +22,7 @@ ORDER = [
 LAST = ["audit", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit"}
+ALLOWED["cli"] |= {"pipeline", ""recipe", "report", "audit", "sft"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
 

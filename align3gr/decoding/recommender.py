@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
@@ -277,7 +278,7 @@ class Recommender:
         scid: str | Path | None = None,
         **model_options: Any,
     ) -> "Recommender":
-        """Load what [`Recommender.save_pretrained`] wrote, from a folder or from the Hub.
+        """Load what [`Recommender.save_pretrained`] wrote, a model or an adapter, from a folder or from the Hub.
 
         Args:
             path_or_hub_id: a folder, or a repository on the Hub.
@@ -309,7 +310,13 @@ class Recommender:
         items = pl.read_parquet(folder / ITEM_CODES_FILE)
         users = pl.read_parquet(folder / USER_CODES_FILE) if (folder / USER_CODES_FILE).is_file() else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **model_options)
+        model: Any
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            from align3gr.scid.adapter import open_adapter  # PEFT takes seconds to import
+
+            model = open_adapter(folder, **model_options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, **model_options)
         model.to(device).eval()
         if scid is None and (folder / SCID_FOLDER).is_dir():
             scid = folder / SCID_FOLDER

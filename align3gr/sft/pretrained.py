@@ -1,0 +1,95 @@
+"""Pretrained language models with a vocabulary that knows SCIDs."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations import deepspeed
+
+from align3gr.errors import InputError
+from align3gr.scid.embedding_init import CodeVectors, resize_scid_embeddings
+from align3gr.scid.tokenization_scid import SCIDTokenizer
+
+logger = logging.getLogger(__name__)
+
+# Relied on beyond the documented interface of transformers; named by a test.
+ZERO3_MARK = "_hf_deepspeed_config_weak_ref"
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    item_codebook_sizes: Sequence[int],
+    user_codebook_sizes: Sequence[int] = (),
+    init: Literal["mean", "codebook"] = "mean",
+    codebooks: Mapping[Literal["item", "user"], CodeVectors] | None = None,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, SCIDTokenizer]:
+    """A causal LM of the Hub or of a folder, with rows for the SCID tokens, and its tokenizer with these tokens.
+
+    Under ZeRO-3 each process loads the whole model into host memory; DeepSpeed divides it when training begins.
+
+    Args:
+        name_or_path: Hub id or folder of a causal LM with a fast tokenizer.
+        item_codebook_sizes, user_codebook_sizes: codes at each level; no user tokens if empty.
+        init, codebooks, seed: how the new rows start, see [`resize_scid_embeddings`].
+        dtype, attn_implementation: as in `AutoModelForCausalLM.from_pretrained`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: the model cannot be loaded, or its tokenizer cannot be extended.
+    """
+    try:
+        base: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        tokenizer = SCIDTokenizer.from_base(base, item_codebook_sizes, user_codebook_sizes)
+        options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        with _whole():
+            model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, dtype=dtype, **options)
+    except InputError as error:
+        raise InputError(f"base_model {name_or_path}: {error}") from error
+    except OSError as error:  # what transformers raises where a file or repository is missing
+        raise InputError(
+            f"base_model {name_or_path}: cannot be loaded: {' '.join(str(error).split())[:300]}; give the folder or "
+            "the Hub id of a causal LM with its tokenizer"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(base) > rows:
+        # Rows of these tokens would be no SCID's: neither trained nor saved with an adapter.
+        raise InputError(
+            f"base_model {name_or_path}: its tokenizer has {len(base)} tokens, the model {rows} rows; take the model "
+            "with its own tokenizer"
+        )
+    with _whole():
+        new = resize_scid_embeddings(model, tokenizer, init=init, codebooks=codebooks, seed=seed)
+    _follow_special_tokens(model, tokenizer)
+    logger.info("%s: %d tokens and %d SCID tokens behind them", name_or_path, len(base), len(new))
+    return model, tokenizer
+
+
+def _follow_special_tokens(model: PreTrainedModel, tokenizer: SCIDTokenizer) -> None:
+    """A base without a pad token is padded with the one the tokenizer took."""
+    for config in (model.config, model.generation_config):
+        if config is not None and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Loads models undivided: transformers cuts them up on loading as soon as a ZeRO-3 configuration is known.
+
+    New rows are computed from the whole matrix, and PEFT copies rows of it.
+    """
+    mark: Any = getattr(deepspeed, ZERO3_MARK)
+    configuration = mark() if mark is not None else None
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if configuration is not None:
+            deepspeed.set_hf_deepspeed_config(configuration)
