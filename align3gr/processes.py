@@ -23,12 +23,13 @@ def launched() -> "PartialState":
 
     Raises:
         InputError: several processes were started that do not know of each other, so that each would do all the work
-            and write the same files. Some settings of accelerate do so without a word (`distributed_type: MULTI_CPU`,
-            FSDP without a GPU).
+            and write the same files. Some settings of accelerate do so without a word.
     """
+    import torch
     from accelerate import PartialState
 
-    process = PartialState()
+    # Without a GPU accelerate joins processes only where the CPU is asked for; the launch configuration does not count.
+    process = PartialState(cpu=not torch.cuda.is_available())
     started = os.environ.get("WORLD_SIZE", "1")
     if started != str(process.num_processes):
         raise InputError(
