@@ -1,3 +1,4 @@
+import json
 import os
 import runpy
 import sys
@@ -19,6 +20,15 @@ def data_folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set ALIGN3GR_DATA to the folder that holds {name}")
     return folder
+
+
+def without_times(evaluation: Path) -> dict:
+    """The results of a run; of what its rankings took, the names alone."""
+    results = json.loads((evaluation / "results.json").read_text())
+    for columns in results.values():
+        if "same_weights_as" not in columns.get("ranking", {}):
+            columns["ranking"] = sorted(columns.get("ranking", {}))
+    return results
 
 
 @pytest.fixture(scope="session")

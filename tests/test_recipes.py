@@ -81,6 +81,11 @@ def test_the_table_has_every_system_and_every_stage(smoke_run):
     for name, columns in results.items():
         assert 0 <= columns["seen_allowed"]["ndcg@10"] <= columns["seen_allowed"]["recall@10"] <= 1, name
     assert results["history, latest first"]["seen_masked"]["recall@10"] == 0
+    for name, columns in results.items():
+        if name != "best possible" and "same_weights_as" not in columns["ranking"]:
+            speed = columns["ranking"]["users_per_second"]
+            users = columns["seen_allowed"]["users"]
+            assert speed == pytest.approx(users / columns["ranking"]["seconds"], rel=1e-2), name
     page = (smoke_run / "evaluation" / "results.md").read_text()
     assert all(f"| {name} |" in page for name in (*results, "sft", "easy", "hard"))
     assert len(results["SFT"]) > len(results["best possible"])

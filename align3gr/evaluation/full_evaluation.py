@@ -107,7 +107,7 @@ class FullEvaluation:
         if self._codes is not None:
             result["lost_levels"] = lost_levels(allowed[:, : max(self._ks)], targets, self._codes)
         if seconds is not None:
-            result["ranking"] = {"seconds": round(seconds, 3), "users_per_second": round(len(targets) / seconds, 1)}
+            result["ranking"] = {"seconds": round(seconds, 6), "users_per_second": round(len(targets) / seconds, 1)}
         self.results[name] = result
         self._frames[name] = pl.DataFrame(
             {

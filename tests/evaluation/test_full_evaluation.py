@@ -12,9 +12,11 @@ from align3gr.evaluation import (
     compare,
     metrics_table,
     paired_test,
+    ranking_table,
     read_per_user,
     segments_table,
 )
+from align3gr.evaluation.policies import weights_hash
 
 ITEMS = list("abcdef")
 # Train counts: a 3, b 2, c 1, d 0, e 0, f 1.
@@ -116,6 +118,37 @@ def test_ranks_are_kept_by_user():
         (2, 1, 1.0),
         (None, None, None),
     ]
+
+
+def test_a_system_that_gives_the_lists_of_another_is_judged_by_these():
+    split = split_of()
+    evaluation = FullEvaluation(split, ks=(1, 2))
+    evaluation.add("SFT", split.histories("test"), ALLOWED, MASKED, seconds=1.5)
+    evaluation.add("other", split.histories("test"), MASKED, MASKED, seconds=0.25)
+    evaluation.add_same("best", "SFT")
+    results = evaluation.results
+    assert results["SFT"]["ranking"] == {"seconds": 1.5, "users_per_second": 2.0}
+    assert results["best"].pop("ranking") == {"same_weights_as": "SFT"}
+    assert results["best"] == {name: part for name, part in results["SFT"].items() if name != "ranking"}
+    frames = evaluation.per_user().partition_by("system", maintain_order=True, include_key=False)
+    assert evaluation.per_user()["system"].unique(maintain_order=True).to_list() == ["SFT", "other", "best"]
+    assert frames[2].equals(frames[0]) and not frames[1].equals(frames[0])
+    results["best"]["ranking"] = {"same_weights_as": "SFT"}
+    assert ranking_table(results | {"bound": {}}).splitlines()[2:] == [
+        "| SFT | 1.5 | 2 |",
+        "| other | 0.2 | 12 |",
+        "| best | the weights of SFT, not ranked again | |",
+    ]
+
+
+def test_weights_are_told_apart_by_content_alone(tmp_path):
+    for name, weights, rest in (("a", b"1", b"x"), ("b", b"1", b"y"), ("c", b"2", b"x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (tmp_path / name / "trie.safetensors").write_bytes(rest)
+        (tmp_path / name / "prompt.json").write_bytes(rest)
+    a, b, c = (weights_hash(tmp_path / name) for name in "abc")
+    assert a == b != c
 
 
 def test_tables_by_hand():

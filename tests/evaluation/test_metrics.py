@@ -7,6 +7,7 @@ from align3gr.errors import InputError
 from align3gr.evaluation.metrics import (
     ABSENT,
     is_repeat,
+    mean_metrics,
     mrr_at_k,
     ndcg_at_k,
     recall_at_k,
@@ -42,27 +43,75 @@ def test_a_long_k_never_finds_an_absent_target():
     assert ndcg_at_k(np.array([ABSENT]), 10**9).tolist() == [0]
 
 
-def test_equal_to_ranx():
+KS = (1, 5, 10, 20, 100)
+
+
+def ranx_means(rankings, targets, users, scores=None) -> dict[str, float]:
+    """What ranx makes of the lists of some users; an empty list stays a question."""
     ranx = pytest.importorskip("ranx", reason="ranx, the oracle, is not installed")
-    rng = np.random.default_rng(0)
-    users, items, k = 200, 150, 100
-    rankings = np.stack([rng.permutation(items)[:k] for _ in range(users)])
-    targets = rng.integers(items, size=users)
-    targets[:9] = rankings[:9, 0]  # chance alone hits the first place once in 150
-    qrels = ranx.Qrels({f"u{row}": {f"i{target}": 1} for row, target in enumerate(targets)})
+    # Descending scores: ranx orders equal ones as it likes, where a list is an order.
+    scores = np.broadcast_to(-np.arange(rankings.shape[1], dtype=float), rankings.shape) if scores is None else scores
+    qrels = ranx.Qrels({f"u{user}": {f"i{targets[user]}": 1} for user in users})
     run = ranx.Run(
         {
-            f"u{row}": {f"i{item}": float(k - rank) for rank, item in enumerate(ranking)}
-            for row, ranking in enumerate(rankings)
+            f"u{user}": {f"i{item}": float(score) for item, score in pairs if item >= 0}
+            for user, pairs in ((user, zip(rankings[user], scores[user], strict=True)) for user in users)
         }
     )
-    ranks = target_ranks(rankings, targets)
-    functions = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
-    ours = {f"{name}@{k}": function(ranks, k) for name, function in functions.items() for k in (1, 5, 10, 20, 100)}
-    theirs = ranx.evaluate(qrels, run, list(ours))
-    assert 0 < ours["recall@1"].mean() < ours["recall@100"].mean() < 1
-    for name, values in ours.items():
-        assert values.mean() == pytest.approx(theirs[name], abs=1e-9), name
+    return ranx.evaluate(qrels, run, [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in KS])
+
+
+def test_equal_to_ranx_in_every_column():
+    rng = np.random.default_rng(0)
+    users, items, k = 200, 150, 100
+    histories = [rng.choice(items, size=size, replace=False) for size in rng.integers(0, 30, size=users)]
+    allowed = np.stack([rng.permutation(items)[:k] for _ in range(users)])
+    targets = rng.integers(items, size=users)
+    targets[:9] = allowed[:9, 0]  # chance alone hits the first place once in 150
+    for user in range(0, users, 3):
+        histories[user] = np.append(histories[user], targets[user])  # a repeat
+    # Masked lists close up, so they end earlier; every eleventh pair of lists is cut short, some to nothing.
+    masked = np.full_like(allowed, -1)
+    for user, history in enumerate(histories):
+        left = allowed[user][~np.isin(allowed[user], history)]
+        masked[user, : len(left)] = left
+    for user in range(0, users, 11):
+        allowed[user, user % 7 :] = masked[user, user % 7 :] = -1
+    ratings = np.where(rng.random(users) < 0.2, np.nan, rng.integers(1, 6, size=users))
+    columns = three_columns(allowed, masked, targets, histories, KS, ratings)
+    repeat = np.array([target in history for target, history in zip(targets, histories, strict=True)])
+    expected = {
+        "seen_allowed": (allowed, repeat | True),
+        "seen_masked": (masked, repeat | True),
+        "discoveries": (masked, ~repeat),
+        "seen_allowed_repeats": (allowed, repeat),
+        "seen_allowed_discoveries": (allowed, ~repeat),
+        "seen_allowed_liked": (allowed, ratings >= 4),
+        "seen_masked_liked": (masked, ratings >= 4),
+        "discoveries_liked": (masked, ~repeat & (ratings >= 4)),
+        "seen_allowed_disliked": (allowed, ratings <= 1),
+        "seen_masked_disliked": (masked, ratings <= 1),
+    }
+    assert columns.keys() == expected.keys()
+    for column, (rankings, asked) in expected.items():
+        theirs = ranx_means(rankings, targets, np.flatnonzero(asked))
+        assert columns[column].pop("users") == asked.sum() > 0
+        assert columns[column] == pytest.approx(theirs, abs=1e-9), column
+    assert 0 < columns["seen_allowed"]["recall@1"] < columns["discoveries"]["recall@100"] < 1
+    assert 0 < columns["seen_masked"]["recall@100"] < columns["seen_allowed"]["recall@100"] < 1
+
+
+def test_equal_to_ranx_where_scores_tie():
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 4, size=(60, 120)).astype(float)  # some thirty items a score
+    # Baselines rank equal scores by index: to ranx, that is a score lowered by less than any difference.
+    rankings = np.argsort(-scores, axis=1, kind="stable")[:, :100]
+    lowered = np.take_along_axis(scores - np.arange(120) / 1000, rankings, axis=1)
+    targets = rng.integers(120, size=60)
+    targets[:5] = rankings[:5, 0]
+    ours = mean_metrics(target_ranks(rankings, targets), KS)
+    assert ours.pop("users") == 60 and 0 < ours["mrr@1"] < ours["recall@100"] < 1
+    assert ours == pytest.approx(ranx_means(rankings, targets, range(60), lowered), abs=1e-9)
 
 
 def test_mrr_by_hand():

@@ -1,0 +1,127 @@
+"""Several processes do what one does: every job once, the same lists, the same bytes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from align3gr import Recommender
+from align3gr.errors import InputError
+from align3gr.pipeline import read_manifest
+from align3gr.processes import in_shares, launched, share
+from tests.conftest import ROOT, SMOKE, without_times
+
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    ROOT / "accelerate_configs/cpu_ddp.yaml",
+]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+RECOMMEND = """
+import sys
+from align3gr import Recommender
+from align3gr.processes import in_shares, launched
+
+process = launched()
+assert process.num_processes == 2, process.num_processes
+assert in_shares("abc", str.upper) == ["A", "B", "C"] and in_shares([], str) == []
+# Each process says which of the jobs are its own.
+owners = in_shares(range(5), lambda job: process.process_index)
+assert owners == [0, 1, 0, 1, 0], owners
+recommender = Recommender.from_pretrained(sys.argv[1], device="cpu")
+for rows in map(int, sys.argv[3:]):
+    source, output = (f"{sys.argv[2]}/{rows}.{kind}.parquet" for kind in ("in", "two"))
+    assert recommender.recommend_file(source, output, k=4, part_users=2, progress=False) == rows
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 7])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_job_belongs_to_one_process(number, processes, monkeypatch):
+    shares = []
+    for index in range(processes):
+        state = SimpleNamespace(process_index=index, num_processes=processes)
+        monkeypatch.setattr("align3gr.processes.launched", lambda state=state: state)
+        shares.append(list(share(range(number))))
+    assert sorted(job for jobs in shares for job in jobs) == list(range(number))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_does_all_jobs_in_their_order():
+    done = []
+    assert in_shares([3, 1, 2], lambda job: done.append(job) or -job) == [-3, -1, -2] and done == [3, 1, 2]
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    assert launched().num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were started, but this one knows of 1; launch with"):
+        launched()
+
+
+def test_two_processes_recommend_like_one_whatever_the_number_of_rows(smoke_run, tmp_path):
+    model, numbers = smoke_run / "sp_dpo" / "model", (0, 1, 3, 7)
+    train = pl.read_parquet(smoke_run / "data" / "train.parquet")
+    for rows in numbers:
+        train.head(rows).write_parquet(tmp_path / f"{rows}.in.parquet")
+    (tmp_path / "recommend.py").write_text(RECOMMEND)
+    command = [*LAUNCH, tmp_path / "recommend.py", model, tmp_path, *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    recommender = Recommender.from_pretrained(model, device="cpu")
+    for rows in numbers:
+        one, two = tmp_path / f"{rows}.one.parquet", tmp_path / f"{rows}.two.parquet"
+        recommender.recommend_file(tmp_path / f"{rows}.in.parquet", one, k=4, part_users=2, progress=False)
+        assert pl.read_parquet(one)["row"].to_list() == [row for row in range(rows) for _ in range(4)]
+        assert two.read_bytes() == one.read_bytes()
+    assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.long
+def test_two_processes_evaluate_like_one(smoke_run, tmp_path):
+    for name in ("data", "embeddings", "scid", "sft", "sp_dpo"):
+        shutil.copytree(smoke_run / name, tmp_path / "run" / name)
+    command = [
+        sys.executable,
+        "-m",
+        "align3gr.cli",
+        "run",
+        "--config",
+        SMOKE / "pipeline.yaml",
+        "--stages",
+        "evaluate",
+    ]
+    command += ["--accelerate_config", "cpu_ddp", "--run_dir", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("evaluation of 200 users") == 1 and "processes: 2" in done.stdout
+    one, two = smoke_run / "evaluation", tmp_path / "run" / "evaluation"
+    assert (read_manifest(one)["processes"], read_manifest(two)["processes"]) == (1, 2)
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert (two / "per_user.parquet").read_bytes() == (one / "per_user.parquet").read_bytes()
+    assert without_times(two) == without_times(one)
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+@pytest.mark.long
+def test_the_command_recommends_in_two_processes_like_in_one(smoke_run, tmp_path):
+    train = pl.read_parquet(smoke_run / "data" / "train.parquet")
+    # 1,600 users are two parts.
+    pl.concat([train] * 8).write_parquet(tmp_path / "in.parquet")
+    common = [sys.executable, "-m", "align3gr.cli", "recommend", "--model", smoke_run / "sp_dpo" / "model"]
+    common += ["--input", tmp_path / "in.parquet", "--device", "cpu", "--k", "5"]
+    for name, more in (("one", []), ("two", ["--accelerate_config", "cpu_ddp"])):
+        command = [*common, "--output", tmp_path / name, *more]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("lists for 1,600 users") == 1
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    done = subprocess.run([*common, "--output", "x", "--accelerate_config", "zero9"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--accelerate_config zero9: no such file; built in are cpu_ddp" in done.stderr
