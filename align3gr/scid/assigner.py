@@ -70,6 +70,7 @@ class SCIDAssigner:
         self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
         self._catalogue = len(self._ids)
         self._vectors = vectors
+        self._taken = {tuple(path) for path in self._codes.tolist()}
         self._books = [book.detach().float().cpu().numpy() for book in model.item_rqvae.quantizer.codebooks]
 
     @classmethod
@@ -130,7 +131,7 @@ class SCIDAssigner:
             features = self._item_features([texts[row] for row in new])
             raw, latents, _ = quantize_all(self.model.embed_items, self.model.item_rqvae, features)
             strategy = "none" if self.share else "nearest-free"
-            codes, report = resolve_collisions(raw, latents, self._books, strategy, taken=self._codes)
+            codes, report = resolve_collisions(raw, latents, self._books, strategy, taken=self._taken)
             logger.info("%d new items, %d moved to a free SCID", len(new), report.moved)
             self._codes = np.concatenate([self._codes, codes])
             for row in new:

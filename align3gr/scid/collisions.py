@@ -44,7 +44,7 @@ def resolve_collisions(
     latents: np.ndarray | None = None,
     codebooks: Sequence[np.ndarray] = (),
     strategy: str = "assignment",
-    taken: np.ndarray | None = None,
+    taken: np.ndarray | set[tuple[int, ...]] | None = None,
 ) -> tuple[np.ndarray, CollisionReport]:
     """Gives every item codes of its own.
 
@@ -54,7 +54,8 @@ def resolve_collisions(
         codebooks: code vectors of each level, `(codes, dim)`. Imported codes have neither latents nor code books, and
             can only be resolved by `extra-level` or `none`.
         strategy: one of `STRATEGIES`.
-        taken: `(others, levels)` codes that belong to other items already and stay theirs; `nearest-free` only.
+        taken: `(others, levels)` codes that belong to other items already and stay theirs; `nearest-free` only. A set
+            of paths also receives those that are given now.
 
     Returns:
         Codes, `(items, levels)`, or one level more for `extra-level`; and the report.
@@ -137,20 +138,22 @@ def _sinkhorn_cost(distance: np.ndarray, epsilon: float = 0.05, iterations: int 
 
 
 def _take_free_paths(
-    codes: np.ndarray, latents: np.ndarray, books: Sequence[np.ndarray], taken: np.ndarray | None
+    codes: np.ndarray, latents: np.ndarray, books: Sequence[np.ndarray], taken: np.ndarray | set | None
 ) -> None:
     """The best item of a group keeps its codes, the others take the cheapest free path, in place."""
-    used = {tuple(path) for path in ([] if taken is None else taken.tolist())}
+    used = taken if isinstance(taken, set) else {tuple(path) for path in ([] if taken is None else taken.tolist())}
     order = np.argsort(distances(codes, latents, books), kind="stable")
-    later = []
+    kept, later = set(), []
     for row in order:
         path = tuple(codes[row].tolist())
-        if path in used:
+        if path in used or path in kept:
             later.append(row)
-        used.add(path)
-    room = int(np.prod([float(len(book)) for book in books], dtype=np.float64)) - len(used)
+        else:
+            kept.add(path)
+    room = int(np.prod([float(len(book)) for book in books], dtype=np.float64)) - len(used) - len(kept)
     if len(later) > room:
         raise InputError(f"codes: {len(later)} items need free codes, the code books have {room}; enlarge them")
+    used |= kept
     for row in later:
         width = 8
         while True:

@@ -37,7 +37,8 @@ class DualSCIDTrainingConfig:
         alignment_epochs: most epochs of phase 1, over the pairs; 0 leaves U2I alignment out of it.
         autoencoder_epochs: epochs of phase 2 before the code books start.
         quantization_epochs: epochs of phase 2 with them; 0 leaves the code books where k-means puts them.
-        patience: phase 1 ends when the AUC on held-out train pairs has not grown for this many epochs.
+        patience: phase 1 ends when the AUC on held-out train pairs has not grown for this many epochs; the weights of
+            its best epoch are kept.
         min_auc_gain: what counts as growth.
         holdout: share of the train pairs that are held out for the AUC.
         alpha, gamma: weights of Eq. (2) in phase 2 (phase 1 is alpha 1, gamma 0). Alpha 0 leaves U2I out of it.
@@ -226,8 +227,8 @@ class DualSCIDTraining:
                 self._train("align", config.alignment_epochs)
         if history.auc:
             logger.info(
-                "U2I alignment ended with AUC %.4f after %d epochs (features alone: %s)",
-                history.auc[-1],
+                "U2I alignment: AUC %.4f, best of %d epochs (features alone: %s)",
+                max(history.auc),
                 len(history.auc),
                 "unknown" if history.raw_auc is None else f"{history.raw_auc:.4f}",
             )
@@ -295,7 +296,11 @@ class DualSCIDTraining:
             lr_scheduler_type="constant" if phase == "align" else "cosine",
             weight_decay=config.weight_decay,
             eval_strategy="epoch",
-            save_strategy="no",
+            # Phase 1 goes on for a while after its best epoch, to see whether it was that.
+            save_strategy="best" if phase == "align" else "no",
+            save_only_model=True,
+            save_total_limit=1,
+            load_best_model_at_end=phase == "align",
             logging_strategy="epoch",
             report_to=[],
             remove_unused_columns=False,

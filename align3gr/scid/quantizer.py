@@ -15,9 +15,16 @@ KMEANS_ROWS = 100_000
 
 
 def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code vector. Shapes: `(batch, dim)`, `(codes, dim)` -> `(batch,)` int64."""
+    """Index of the nearest code vector, the first of equally near ones.
+
+    Shapes: `(batch, dim)`, `(codes, dim)` -> `(batch,)` int64.
+    """
     # |r - c|^2 without |r|^2, which is the same for all codes: one matrix product and no (batch, codes, dim) tensor.
-    return torch.addmm(codebook.square().sum(1), residual, codebook.T, alpha=-2).argmin(1)
+    distance = torch.addmm(codebook.square().sum(1), residual, codebook.T, alpha=-2)
+    if distance.device.type == "cpu" and distance.dtype == torch.float32:
+        # On rows of 256 numbers NumPy's argmin takes a quarter of the time of PyTorch's; both take the first.
+        return torch.from_numpy(distance.detach().numpy().argmin(1))
+    return distance.argmin(1)
 
 
 @torch.no_grad()

@@ -78,6 +78,17 @@ def test_the_same_item_keeps_its_codes(folder):
     assert SCIDAssigner.from_pretrained(folder).add_items(["n0"], [KINDS[0]]).tolist() == first.tolist()
 
 
+def test_codes_given_in_many_calls_are_taken_and_a_refused_call_takes_none(folder):
+    assigner, other = SCIDAssigner.from_pretrained(folder), SCIDAssigner.from_pretrained(folder)
+    with pytest.raises(InputError, match="need free codes"):
+        assigner.add_items([f"many{i}" for i in range(100)], [KINDS[0]] * 100)
+    for number in range(5):  # all of one text, so that each meets the codes of those before it
+        item = [f"n{number}"], [KINDS[0]]
+        assert np.array_equal(assigner.add_items(*item), other.add_items(*item))
+    codes = assigner.item_codes.codes
+    assert len(codes) == 45 and len(np.unique(codes, axis=0)) == 45
+
+
 def test_a_known_user_gets_the_codes_of_training_and_a_new_one_some(folder):
     assigner = SCIDAssigner.from_pretrained(folder)
     rng = np.random.default_rng(0)

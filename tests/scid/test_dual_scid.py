@@ -102,6 +102,26 @@ def test_alignment_stops_when_the_auc_is_flat(tmp_path):
     assert len(history.auc) == 6  # the first epoch counts as growth, two without; two autoencoding, one quantising
 
 
+def test_alignment_keeps_the_weights_of_its_best_epoch(tmp_path, monkeypatch):
+    model, (users, items, sequences) = small_model(), market()
+    falling, seen = iter([0.6, 0.7, 0.65, 0.62]), []
+
+    def scripted_auc(*_):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(falling)
+
+    monkeypatch.setattr("align3gr.scid.dual_scid_trainer.pair_auc", scripted_auc)
+    config = DualSCIDTrainingConfig(
+        batch_size=32, alignment_epochs=9, autoencoder_epochs=0, quantization_epochs=0, patience=2, holdout=0.2
+    )
+    history = train_dual_scid(model, users, items, sequences, config, tmp_path)
+    assert history.auc == [0.6, 0.7, 0.65, 0.62]
+    for name, value in model.state_dict().items():
+        if "codebooks" not in name:  # which k-means moved afterwards
+            assert torch.equal(value, seen[1][name]), name
+    assert not torch.equal(model.item_encoder.projection.weight, seen[3]["item_encoder.projection.weight"])
+
+
 def test_save_and_load(tmp_path):
     model, (users, items, _) = small_model().eval(), market()
     model.save_pretrained(tmp_path)

@@ -9,7 +9,7 @@ from transformers import AutoModel
 from align3gr import InputError
 from align3gr.scid import RQVAEConfig, RQVAEModel
 from align3gr.scid.configuration_rqvae import propose_codebook_sizes
-from align3gr.scid.quantizer import ResidualQuantizer, rotate_gradient, sinkhorn
+from align3gr.scid.quantizer import ResidualQuantizer, nearest_codes, rotate_gradient, sinkhorn
 
 
 def quantizer(sizes=(6, 6, 6), dim=4, **options) -> ResidualQuantizer:
@@ -33,6 +33,19 @@ def independent(ours: ResidualQuantizer, **options):
     for layer, book in zip(theirs.layers, ours.codebooks, strict=True):
         layer._codebook.embed.data.copy_(book.detach()[None])
     return theirs
+
+
+@pytest.mark.parametrize("size", [2, 31, 256])
+def test_nearest_codes_are_those_of_pytorch_and_the_first_of_equal_ones(size):
+    torch.manual_seed(0)
+    residual, codebook = torch.randn(500, 8), torch.randn(size, 8)
+    codebook[size // 2] = codebook[0]  # equally near, wherever a row is
+    codes = nearest_codes(residual, codebook)
+    distance = torch.addmm(codebook.square().sum(1), residual, codebook.T, alpha=-2)
+    assert codes.dtype == torch.int64 and torch.equal(codes, distance.argmin(1))
+    assert (codes == 0).any() and not (codes == size // 2).any()
+    exact = torch.cdist(residual.double(), codebook.double()).argmin(1)
+    assert torch.equal(nearest_codes(residual.double(), codebook.double()), exact)
 
 
 def test_codes_vectors_commitment_and_gradient_are_those_of_another_library():
