@@ -8,6 +8,7 @@ from align3gr.decoding.logits_processor import SCIDLogitsProcessor
 from align3gr.decoding.recommender import Recommender
 from align3gr.decoding.requests import Recommendation
 from align3gr.decoding.search import ConstrainedSearch
+from align3gr.decoding.stochastic_beams import StochasticBeamSearch
 from align3gr.decoding.trie import SCIDTrie
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Recommender",
     "SCIDLogitsProcessor",
     "SCIDTrie",
+    "StochasticBeamSearch",
     "generate_rankings",
 ]

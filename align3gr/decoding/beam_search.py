@@ -22,6 +22,7 @@ from align3gr.decoding.candidates import BeamOutput, LeafCandidates, stable_topk
 from align3gr.decoding.item_filter import ItemFilter
 from align3gr.decoding.rankings import Rankings, generate_rankings
 from align3gr.decoding.search import ConstrainedSearch, Normalizer
+from align3gr.decoding.tree_decoder import PromptTree
 from align3gr.decoding.trie import SCIDTrie
 
 __all__ = ["BeamOutput", "ConstrainedBeamSearch", "LeafCandidates", "Rankings", "generate_rankings"]
@@ -65,9 +66,10 @@ class ConstrainedBeamSearch(ConstrainedSearch):
         widths = tuple(widths) if widths is not None else (num_beams,) * trie.levels
         super().__init__(model, trie, level_tokens, num_beams, widths, normalizer)
 
-    def _search(self, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None) -> LeafCandidates:
+    def _search(
+        self, tree: PromptTree, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None
+    ) -> LeafCandidates:
         trie = self.trie
-        tree = self._tree(input_ids, attention_mask)
         batch = input_ids.shape[0]
         nodes = torch.zeros(batch, 1, dtype=torch.long, device=input_ids.device)  # the root
         scores = torch.zeros(batch, 1, device=input_ids.device)

@@ -40,9 +40,10 @@ class ExhaustiveSearch(ConstrainedSearch):
         widths = (*trie.num_nodes[:-1], trie.num_items)
         super().__init__(model, trie, level_tokens, trie.num_items, widths, normalizer)
 
-    def _search(self, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None) -> LeafCandidates:
+    def _search(
+        self, tree: PromptTree, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None
+    ) -> LeafCandidates:
         trie, batch = self.trie, len(input_ids)
-        tree = self._tree(input_ids, attention_mask)
         last = trie.levels - 1
         nodes = torch.arange(trie.num_nodes[last - 1] if last else 1, device=input_ids.device)
         if item_filter is not None:

@@ -1,20 +1,25 @@
 """Ranked lists of many users: prompts batched by length, one search a batch."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from align3gr.decoding.batch_size import BatchSize, FittingBatches, check_batch_size, fitting_batch_size
 from align3gr.decoding.candidates import BeamOutput
 from align3gr.decoding.item_filter import ItemSets, is_by_row
+from align3gr.decoding.search import ConstrainedSearch
+from align3gr.decoding.tree_decoder import PromptPrefix
 from align3gr.errors import InputError
-from align3gr.processes import in_shares, share
+from align3gr.processes import in_shares, launched, share
 
-if TYPE_CHECKING:
-    from align3gr.decoding.search import ConstrainedSearch
+# A prefix of 8 tokens costs as much as 45 tokens of a batch (benchmarks/decoding.py's model, one thread), and the
+# batches one copy of it each.
+_PREFIX_TOKENS = 8
+_SAVED_TOKENS = 256
 
 
 class Rankings(NamedTuple):
@@ -38,9 +43,9 @@ class Rankings(NamedTuple):
 
 
 def generate_rankings(
-    search: "ConstrainedSearch",
+    search: ConstrainedSearch,
     prompts: Sequence[Sequence[int]],
-    batch_size: int,
+    batch_size: BatchSize,
     k: int,
     histories: Sequence[Sequence[int] | np.ndarray] | None = None,
     progress: bool = True,
@@ -52,12 +57,13 @@ def generate_rankings(
 
     Prompts are batched by length, longest first, so that little is padded and memory peaks in the first batch. A
     masked list that one search leaves short, because the beams led to seen items alone, is searched again with these
-    items denied.
+    items denied. What all prompts begin with is computed once, where it is long enough to save time.
 
     Args:
         search: the search to run.
         prompts: token ids of each user's prompt.
-        batch_size: prompts in one search.
+        batch_size: prompts in one search; `"auto"` takes as many as should fit into the free memory, and half of them
+            where they do not.
         k: length of the lists, at most `search.num_beams`.
         histories: for each user the item indices to leave out of the masked list.
         progress: show a progress bar with the time left.
@@ -72,13 +78,21 @@ def generate_rankings(
     """
     _check(search, prompts, batch_size, k, {"histories": histories, "allowed": allowed, "denied": denied})
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
-    batches = [order[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    size = _fitting(search, prompts, distributed) if batch_size == "auto" else batch_size
+    fitting = FittingBatches(size) if batch_size == "auto" else None
+    prefix = _common_prefix(search, prompts)
+    batches = [order[start : start + size] for start in range(0, len(prompts), size)]
     mine = share(batches) if distributed else batches
 
     def rank(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = _rank_batch(search, prompts, k, rows, histories, _rows_of(allowed, rows), _rows_of(denied, rows))
+        parts = [rank_part(rows)] if fitting is None else fitting.run(rows, rank_part)
         bar.update(len(rows))
-        return found
+        batch_items, batch_scores = zip(*parts, strict=True)
+        return np.concatenate(batch_items, axis=1), np.concatenate(batch_scores, axis=1)
+
+    def rank_part(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sets = _rows_of(allowed, rows), _rows_of(denied, rows)
+        return _rank_batch(search, prompts, k, rows, histories, *sets, prefix)
 
     items = np.full((2, len(prompts), k), -1, dtype=np.int64)
     scores = np.full((2, len(prompts), k), -np.inf, dtype=np.float32)
@@ -92,18 +106,19 @@ def generate_rankings(
 
 
 def _rank_batch(
-    search: "ConstrainedSearch",
+    search: ConstrainedSearch,
     prompts: Sequence[Sequence[int]],
     k: int,
     rows: np.ndarray,
     histories: Sequence[Any] | None,
     allowed: Any,
     denied: Any,
+    prefix: PromptPrefix | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Items and scores of the prompts of one batch, `(2, rows, k)` each: the list, and the masked one."""
     items = np.full((2, len(rows), k), -1, dtype=np.int64)
     scores = np.full((2, len(rows), k), -np.inf, dtype=np.float32)
-    candidates = search.search(*_left_pad([prompts[row] for row in rows]), allowed, denied)
+    candidates = search.search(*_left_pad([prompts[row] for row in rows]), allowed, denied, prefix)
     everyone = np.arange(len(rows))
     _store(candidates.top(k), items[0], scores[0], everyone)
     if histories is not None:
@@ -113,15 +128,34 @@ def _rank_batch(
         if len(short):
             deny = _union([seen[place] for place in short], _rows_of(denied, short))
             inputs = _left_pad([prompts[row] for row in rows[short]])
-            again = search.search(*inputs, _rows_of(allowed, short), deny)
+            again = search.search(*inputs, _rows_of(allowed, short), deny, prefix)
             _store(again.top(k), items[1], scores[1], short)
     return items, scores
 
 
+def _fitting(search: ConstrainedSearch, prompts: Sequence[Sequence[int]], distributed: bool) -> int:
+    size = fitting_batch_size(search, max(map(len, prompts), default=1))
+    if distributed:  # processes that see other free memory must share out the same batches
+        size = min(in_shares([size] * launched().num_processes, lambda mine: mine))
+    return size
+
+
+def _common_prefix(search: ConstrainedSearch, prompts: Sequence[Sequence[int]]) -> PromptPrefix | None:
+    """What all prompts begin with, computed, where that saves more than it costs; it leaves each prompt a token."""
+    if len(prompts) < 2 or search.model.config.is_encoder_decoder:  # an encoder sees the end from the beginning
+        return None
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # all others lie between them
+    shortest = min(map(len, prompts))
+    length = next((place for place in range(shortest - 1) if first[place] != last[place]), shortest - 1)
+    if length < _PREFIX_TOKENS or length * (len(prompts) - 1) < _SAVED_TOKENS:
+        return None
+    return search.prefix(first[:length])
+
+
 def _check(
-    search: "ConstrainedSearch",
+    search: ConstrainedSearch,
     prompts: Sequence[Sequence[int]],
-    batch_size: int,
+    batch_size: BatchSize,
     k: int,
     sets: dict[str, Any],
 ) -> None:
@@ -129,8 +163,7 @@ def _check(
         one_each = given is not None and (name == "histories" or is_by_row(given))
         if one_each and len(given) != len(prompts):
             raise InputError(f"{name}: got {len(given)} for {len(prompts)} prompts; give one a prompt")
-    if batch_size < 1:
-        raise InputError(f"batch_size: got {batch_size}, expected at least 1")
+    check_batch_size(batch_size)
     if not 1 <= k <= search.num_beams:
         raise InputError(f"k: got {k}, expected 1 to num_beams={search.num_beams}; search with more beams")
     empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)

@@ -1,7 +1,7 @@
 """What every constrained search has in common: model, catalogue, tokens, one call, and exact log-probabilities."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from align3gr.decoding.candidates import LeafCandidates
 from align3gr.decoding.item_filter import ItemFilter, ItemSets
-from align3gr.decoding.tree_decoder import PromptTree, check_model
+from align3gr.decoding.tree_decoder import PromptPrefix, PromptTree, check_model
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
@@ -63,6 +63,7 @@ class ConstrainedSearch(ABC):
         attention_mask: Tensor | None = None,
         allowed: ItemSets | None = None,
         denied: ItemSets | None = None,
+        prefix: PromptPrefix | None = None,
     ) -> LeafCandidates:
         """Run the search; the model's mode (train or eval) is as before afterwards.
 
@@ -76,10 +77,11 @@ class ConstrainedSearch(ABC):
                 Shape: `(batch, length)`.
             allowed: item indices that alone may be shown, one set for all prompts or one each.
             denied: item indices that must not be shown, in the same form.
+            prefix: what all prompts begin with, from [`ConstrainedSearch.prefix`]; it changes the time alone.
 
         Raises:
-            InputError: the prompts are not left-padded or too long, the sets are for another number of prompts, or
-                the model's logits are not numbers.
+            InputError: the prompts are not left-padded or too long or begin otherwise than `prefix`, the sets are for
+                another number of prompts, or the model's logits are not numbers.
         """
         device = self.model.device
         input_ids = input_ids.to(device)
@@ -88,17 +90,22 @@ class ConstrainedSearch(ABC):
         if allowed is not None or denied is not None:
             item_filter = ItemFilter(self.trie, len(input_ids), allowed, denied)
         with _evaluating(self.model):
-            candidates = self._search(input_ids, mask, item_filter)
+            tree = PromptTree(self.model, input_ids, mask, self.trie.levels - 1, prefix)
+            candidates = self._search(tree, input_ids, mask, item_filter)
         if candidates.scores.isnan().any():
             raise InputError("model: its logits are NaN, so nothing can be ranked; check the checkpoint and its dtype")
         return candidates
 
-    @abstractmethod
-    def _search(self, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None) -> LeafCandidates:
-        """The search itself, model in eval mode, all tensors on its device."""
+    def prefix(self, tokens: Sequence[int]) -> PromptPrefix:
+        """Compute what prompts have in common at the beginning; for `search`, until the model is trained further."""
+        with _evaluating(self.model):
+            return PromptPrefix.of(self.model, tokens)
 
-    def _tree(self, input_ids: Tensor, attention_mask: Tensor) -> PromptTree:
-        return PromptTree(self.model, input_ids, attention_mask, max_new_tokens=self.trie.levels - 1)
+    @abstractmethod
+    def _search(
+        self, tree: PromptTree, input_ids: Tensor, attention_mask: Tensor, item_filter: ItemFilter | None
+    ) -> LeafCandidates:
+        """The search itself, from the tree of the prompts, model in eval mode, all tensors on its device."""
 
     def _log_probs(self, level: int, logits: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities of `tokens` `(batch, nodes, n)` under `logits` `(batch, nodes, vocabulary)`, in fp32."""

@@ -8,6 +8,8 @@ computes exactly what it would compute for each continuation alone.
 
 import copy
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +57,34 @@ def check_model(model: PreTrainedModel) -> None:
         raise InputError(f"model: {name} has a prompt-learning adapter, which takes no 4D mask; use LoRA")
 
 
+@dataclass(frozen=True)
+class PromptPrefix:
+    """Tokens that prompts have in common at the beginning, computed once; make it with [`PromptPrefix.of`].
+
+    It holds what the model makes of the tokens now, so it is not for use after a further training step.
+
+    Attributes:
+        tokens: token ids.
+            Shape: `(length,)`, on the model's device.
+        states: keys and values of each layer.
+            Shape: `(1, heads, length, head_dim)` each.
+    """
+
+    tokens: Tensor
+    states: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokens: Sequence[int]) -> "PromptPrefix":
+        """Run the model, in eval mode, over at least one token."""
+        ids = torch.tensor([list(tokens)], device=model.device)
+        cache: Any = DynamicCache()
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cls(ids[0], [(layer.keys, layer.values) for layer in cache.layers])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 class PromptTree:
     """A batch of prompts and the tokens appended to them so far.
 
@@ -65,25 +95,42 @@ class PromptTree:
         attention_mask: 1 for prompt tokens, 0 for padding.
             Shape: `(batch, length)`.
         max_new_tokens: depth that the tree may reach.
+        prefix: what all prompts begin with, so that only the rest of each is computed.
 
     Attributes:
         logits: next-token logits of the latest tokens, `(batch, tokens, vocabulary)`: of the last prompt token after
             the constructor (`tokens` is 1), of the tokens just appended after [`PromptTree.extend`].
 
     Raises:
-        InputError: the prompts are not left-padded, empty, or too long for the model's positions or sliding window.
+        InputError: the prompts are not left-padded, empty, or too long for the model's positions or sliding window, or
+            one of them is not `prefix` and at least one more token.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        prefix: PromptPrefix | None = None,
+    ):
         present = attention_mask.bool()
         self._check_prompts(model, input_ids, present, max_new_tokens)
         self._model = model
         self._cache: Any = DynamicCache()
         # A single depth of the tree has one position: the number of tokens above it.
         self._depth = present.sum(dim=1, keepdim=True)  # (batch, 1)
-        self._visible = present.unsqueeze(1)  # (batch, latest tokens, all tokens so far): what each latest token sees
         positions = (present.cumsum(dim=1) - 1).clamp_min(0)
-        self.logits = self._forward(input_ids, attention_mask.long(), positions, self._cache, logits_to_keep=1)
+        if prefix is not None:
+            _check_prefix(prefix, input_ids, present)
+            self._cache = DynamicCache([tuple(x.expand(len(present), -1, -1, -1) for x in kv) for kv in prefix.states])
+            # Column by column the prompts go on behind the prefix: the rest of each row, still left-padded.
+            cut = len(prefix)
+            rest = present & (positions >= cut)
+            present = torch.cat([present.new_ones(len(present), cut), rest[:, cut:]], dim=1)
+            input_ids, positions = input_ids[:, cut:], positions[:, cut:]
+        self._visible = present.unsqueeze(1)  # (batch, latest tokens, all tokens so far): what each latest token sees
+        self.logits = self._forward(input_ids, present.long(), positions, self._cache, logits_to_keep=1)
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Append one level of the tree and return its next-token logits.
@@ -125,8 +172,13 @@ class PromptTree:
         batch, nodes = self._depth.shape[0], tokens.shape[0]
         above = self._visible.expand(-1, nodes, -1)
         together = torch.cat([above, visible.expand(batch, -1, -1)], dim=-1)
-        # Layers replace their tensors when they grow, so a shallow copy keeps the prompt's cache as it is.
-        return self._run(tokens.expand(batch, -1), together, self._depth + depths - 1, _copy_of(self._cache))
+        return self._run(tokens.expand(batch, -1), together, self._depth + depths - 1, _twin(self._cache))
+
+    def twin(self) -> "PromptTree":
+        """The same tree, to be extended otherwise, without another run of the model."""
+        twin = copy.copy(self)
+        twin._cache = _twin(self._cache)
+        return twin
 
     def _run(self, tokens: Tensor, visible: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Logits of tokens that see what `visible` `(batch, tokens, cached and new tokens)` says."""
@@ -172,8 +224,19 @@ class PromptTree:
             )
 
 
-def _copy_of(cache: DynamicCache) -> DynamicCache:
-    """A cache that begins with the same tensors and grows by itself."""
+def _check_prefix(prefix: PromptPrefix, input_ids: Tensor, present: Tensor) -> None:
+    cut = len(prefix)
+    first = (~present).sum(dim=1, keepdim=True) + torch.arange(cut, device=input_ids.device)
+    fits = present.sum(dim=1) > cut
+    if bool(fits.all()):
+        fits = (input_ids.gather(1, first) == prefix.tokens).all(dim=1)
+    if not bool(fits.all()):
+        row = int((~fits).nonzero()[0])
+        raise InputError(f"prefix: prompt {row} is not its {cut} tokens and at least one more; leave prefix out")
+
+
+def _twin(cache: DynamicCache) -> DynamicCache:
+    """A cache that begins with the same tensors and grows by itself: layers replace their tensors when they grow."""
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     return twin
