@@ -8,16 +8,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tests.conftest import ROOT
 
 
-@pytest.fixture
-def token_speed():
-    spec = importlib.util.spec_from_file_location("token_speed", ROOT / "benchmarks" / "token_speed.py")
+def benchmark(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def token_speed():
+    return benchmark("token_speed")
 
 
 def test_the_standard_librarys_tokenize_is_found_from_the_folder_of_benchmarks():
@@ -46,3 +51,16 @@ def test_a_small_catalogue_is_assigned_unique_codes(token_speed):
     figures = token_speed.measure_catalogue(5000)
     assert figures["items"] == 5000 and figures["still_shared"] == 0
     assert figures["seconds"] >= figures["assign_seconds"] > 0 and figures["peak_mb"] > 0
+
+
+def test_metrics_are_those_of_the_usual_loop_and_forty_times_faster():
+    metrics = benchmark("metrics")
+    # By hand: targets in the first and the third place, and one that is missing.
+    lists, targets = [["7", "1", "2"], ["3", "4", "5"], ["1", "2", "3"]], ["7", "5", "9"]
+    expected = {"recall@1": 1 / 3, "ndcg@1": 1 / 3, "mrr@1": 1 / 3}
+    expected |= {"recall@5": 2 / 3, "ndcg@5": 1.5 / 3, "mrr@5": (1 + 1 / 3) / 3}
+    for loop in (metrics.usual_loop, metrics.lean_loop):
+        assert loop(lists, targets, (1, 5)) == pytest.approx(expected)
+    figures = metrics.measure(Console(quiet=True), [(3_000, 20)], rounds=3)
+    assert figures["max_difference"] < 1e-12
+    assert figures["metrics_ratio"] > 40 and figures["columns_ratio"] > 40

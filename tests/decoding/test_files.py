@@ -1,5 +1,12 @@
 """Files in, files out: the same lists as in memory, the same bytes after a kill, and one line for what is wrong."""
 
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
 import polars as pl
 import pytest
 
@@ -60,6 +67,77 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(recommender, source, 
     assert [text.rsplit(" ", 1)[1] for text in parts] == ["0", "2", "4", "4", "6"]
     assert killed.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "killed.parquet.parts").exists()
+
+
+KILLED = """
+import sys
+from align3gr import Recommender
+
+model, source, output = sys.argv[1:]
+Recommender.from_pretrained(model, device="cpu", num_beams=6).recommend_file(source, output, k=3, part_users=4)
+"""
+
+
+def kill(command, parts, sign, delay: float) -> bool:
+    """Starts the command and kills it `delay` seconds after `sign` is seen below `parts`; False if it ended before."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 180
+    while process.poll() is None and not list(parts.glob(sign)):
+        assert time.monotonic() < until
+        time.sleep(0.0005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_nothing_is_half_written_and_the_end_is_the_same(recommender, tmp_path):
+    source, whole, output = (tmp_path / f"{name}.parquet" for name in ("in", "whole", "out"))
+    parts = tmp_path / "out.parquet.parts"
+    rng = random.Random(0)
+    histories = [rng.choices("abcdef", k=rng.randrange(12)) for _ in range(1203)]
+    pl.DataFrame({"items": histories, "user_id": [f"u{row % 3}" for row in range(1203)]}).write_parquet(source)
+    recommender.save_pretrained(tmp_path / "model")
+    recommender.recommend_file(source, whole, k=3, part_users=4, progress=False)
+    expected = pl.read_parquet(whole)
+    (tmp_path / "run.py").write_text(KILLED)
+    command = [sys.executable, tmp_path / "run.py", tmp_path / "model", source, output]
+    # The beginning, random moments around random parts, the last parts, and the moment in which the output is written.
+    moments = [("settings.json", 0.0)]
+    moments += [
+        (f"{rng.randrange(start, start + 40):06d}.parquet", rng.uniform(0, 0.04)) for start in range(5, 280, 55)
+    ]
+    moments += [("000299.parquet", 0.0), ("out.parquet.*.partial", 0.0)]
+    found = []
+    for sign, delay in moments:
+        assert kill(command, parts, sign, delay), (sign, delay, found)
+        assert not output.exists()
+        done = sorted(parts.glob("*.parquet"))
+        for path in done:  # each is whole, and what the undisturbed run has in its place
+            first = 4 * int(path.stem)
+            assert pl.read_parquet(path).equals(expected.filter(pl.col("row").is_between(first, first + 3)))
+        found.append(len(done))
+    assert found == sorted(found) and 0 < found[1] < found[3] < found[5] < 301 == found[-1]
+    subprocess.run(command, check=True, env=os.environ | {"TQDM_DISABLE": "1"})
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.parquet",
+        "model",
+        "out.parquet",
+        "run.py",
+        "whole.parquet",
+    ]
+
+
+def test_what_a_kill_left_of_removed_parts_is_not_taken_for_parts(recommender, source, tmp_path):
+    recommender.recommend_file(source, tmp_path / "three.parquet", k=3, part_users=4, progress=False)
+    recommender.recommend_file(source, tmp_path / "two.parquet", k=2, part_users=4, progress=False)
+    parts = tmp_path / "again.parquet.parts"
+    parts.mkdir()
+    # The settings were removed first: these lists are three items long.
+    (tmp_path / "three.parquet").rename(parts / "000000.parquet")
+    recommender.recommend_file(source, tmp_path / "again.parquet", k=2, part_users=4, progress=False)
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
 def test_parts_of_another_model_or_input_are_not_mixed(recommender, source, tmp_path, monkeypatch):
