@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -36,3 +37,37 @@ def restore_weights(model: Any, folder: str | Path) -> None:
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     else:
         model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+
+
+def take_up(trainer: Any) -> list[dict[str, Any]]:
+    """Trains, from the last checkpoint if there is one, and gives the log; the model ends with the weights to keep.
+
+    These are the best ones where the trainer loads the best model at the end.
+    """
+    checkpoint, state = last_checkpoint(trainer.args.output_dir)
+    if checkpoint and (is_finished(state) or _stopped_early(state)):
+        best = state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
+        restore_weights(trainer.accelerator.unwrap_model(trainer.model), best or checkpoint)
+        return state["log_history"]
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.state.log_history
+
+
+def _stopped_early(state: dict[str, Any]) -> bool:
+    callback = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    if not isinstance(callback, dict):
+        return False
+    counter = callback["attributes"]["early_stopping_patience_counter"]
+    return bool(counter >= callback["args"]["early_stopping_patience"])
+
+
+def gathered_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that ZeRO-3 or FSDP has divided, on the first process; None where each holds them all.
+
+    All processes must call it.
+    """
+    if trainer.is_deepspeed_enabled and trainer.accelerator.deepspeed_config["zero_optimization"]["stage"] == 3:
+        return trainer.accelerator.get_state_dict(trainer.deepspeed)
+    if trainer.is_fsdp_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model)
+    return None

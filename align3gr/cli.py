@@ -25,6 +25,8 @@ tools:
   merge        a LoRA adapter and its base as one plain model
   recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
+  baselines    popularity, item-kNN, MF, LightGCN, SASRec: tuned on validation, judged like the models
+  ablation     tables of fine-tuning runs that differ in stated options: Table 4, a sweep of learning rates
   audit        is a split clean, and does anything depend on targets that it must not see?
 
 `align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in STAGES:
+    if arguments and arguments[0] in (*STAGES, "ablation", "baselines"):
         launcher, rest = _split_launcher(arguments[1:])
         return subprocess.call([*_launch(arguments[0], launcher), *rest])
     parsed = _parser().parse_args(arguments)
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="run|results|merge|recommend|scid-report|audit|<stage>"
+        dest="verb", required=True, metavar="run|results|merge|recommend|scid-report|baselines|ablation|audit|<stage>"
     )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="launch sft, sp_dpo and evaluate through accelerate with this configuration (name or file)",
     )
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
-    results.add_argument("runs", nargs="+", help="run folders, such as runs/yelp")
+    results.add_argument("runs", nargs="+", help="folders of runs or baselines, such as runs/yelp")
     results.add_argument("--output", required=True, help="Markdown file to write")
     merge = verbs.add_parser("merge", help="write a LoRA adapter and its base as one plain model")
     merge.add_argument("adapter", help="folder of the adapter, such as runs/yelp/sft/model")
@@ -236,7 +238,10 @@ def _write_results(runs: Sequence[str], output: str) -> None:
     for run in runs:
         folder = stage_folder(run, "evaluate")
         manifest = read_manifest(folder)
-        statistics = json.loads((stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8"))
+        # Baselines are made from the data of another run and say themselves what these are.
+        statistics = manifest.get("statistics") or json.loads(
+            (stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8")
+        )
         facts = ", ".join(
             f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int)
         )

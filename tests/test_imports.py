@@ -19,12 +19,13 @@ ORDER = [
     "evaluation",
     "checkpoints",
 ]
-LAST = ["audit", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
+LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", ""recipe", "report", "audit", "sft"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft"}
 ALLOWED["audit"] |= {"pipeline"}
-ALLOWED["baselines"] = {"errors", "data", "encoders", "baselines"}
+ALLOWED["ablation"] |= {"pipeline"}
+ALLOWED["baselines"] = {"errors", "lazy", "data", "encoders", "evaluation", "baselines"}
 
 
 def test_imports_point_one_way():

@@ -8,11 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
-from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.batch_size import BatchSize
+from align3gr.decoding.beam_search import catalogue_search
 from align3gr.decoding.catalogue_tables import CODES, CatalogueTable
 from align3gr.decoding.code_rows import codes_fingerprint
 from align3gr.decoding.item_filter import ItemSets, is_by_row
@@ -37,14 +45,14 @@ class Recommender:
     """Recommends items of a catalogue to users with their histories.
 
     Args:
-        model: a causal LM whose vocabulary has the SCID tokens.
+        model: a causal LM, or a T5, whose vocabulary has the SCID tokens.
         tokenizer: its tokenizer.
         items: the catalogue: item_id, title, codes (one list of `levels` integers an item).
         users: user_id, codes; users outside this table, or all where it is None, get the prompt without a user SCID.
         prompt_builder: how the model was prompted in training; default settings where it is None.
-        num_beams: beams of the search, and the longest list that can be asked for.
+        num_beams: beams of the search, and the longest list that can be asked for; `"all"` scores every item.
         widths: beams after each level, see [`ConstrainedBeamSearch`].
-        batch_size: users in one search.
+        batch_size: users in one search, `"auto"` for as many as fit; see [`generate_rankings`].
         trie_file: a trie that [`SCIDTrie.save`] wrote; built anew where it is of other codes or cannot be read.
         assigner: the token level, for SCIDs of users outside the table; see `user_profiles` of [`recommend`].
 
@@ -66,9 +74,9 @@ class Recommender:
         items: pl.DataFrame,
         users: pl.DataFrame | None = None,
         prompt_builder: PromptBuilder | None = None,
-        num_beams: int = 20,
+        num_beams: int | Literal["all"] = 20,
         widths: Sequence[int] | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = "auto",
         trie_file: str | Path | None = None,
         assigner: SCIDAssigner | None = None,
     ):
@@ -87,7 +95,7 @@ class Recommender:
         sizes = (vocabulary.item_tokens >= 0).sum(axis=1).tolist()
         self._fingerprint = codes_fingerprint(self._item_codes, sizes)
         trie = self._saved_trie(trie_file) or SCIDTrie.from_codes(self._item_codes, sizes)
-        self.search = ConstrainedBeamSearch(model, trie, vocabulary.item_tokens, num_beams=num_beams, widths=widths)
+        self.search = catalogue_search(model, trie, vocabulary.item_tokens, num_beams, widths)
         self.batch_size = batch_size
         self.assigner = assigner
         self._item_ids = self.items[ITEM_ID].to_list()
@@ -153,7 +161,7 @@ class Recommender:
         exclude_seen: bool = False,
         unknown_items: UnknownItems = "raise",
         allowed: ItemSets | None = None,
-        batch_size: int | None = None,
+        batch_size: BatchSize | None = None,
         progress: bool = False,
     ) -> list[list[Recommendation]]:
         """[`recommend`] for requests that name their own origin in errors; `allowed` holds rows of `items`."""
@@ -252,11 +260,16 @@ class Recommender:
             )
         return prompts
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model, tokenizer, `prompt.json`, the tables of codes and the trie into one folder."""
+    def save_pretrained(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write model, tokenizer, `prompt.json`, the tables of codes and the trie into one folder.
+
+        Args:
+            folder: where to write.
+            state_dict: the model's weights, where the model itself holds only a part of them (ZeRO-3, FSDP).
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, **({} if state_dict is None else {"state_dict": state_dict}))
         self.tokenizer.save_pretrained(folder)
         self.prompt_builder.save_pretrained(folder)
         self.items.write_parquet(folder / ITEM_CODES_FILE)
@@ -272,9 +285,9 @@ class Recommender:
         path_or_hub_id: str | Path,
         device: str | torch.device | None = None,
         revision: str | None = None,
-        num_beams: int = 20,
+        num_beams: int | Literal["all"] = 20,
         widths: Sequence[int] | None = None,
-        batch_size: int = 64,
+        batch_size: BatchSize = "auto",
         scid: str | Path | None = None,
         **model_options: Any,
     ) -> "Recommender":
@@ -287,7 +300,7 @@ class Recommender:
             num_beams, widths, batch_size: as for the constructor.
             scid: folder of the token level, or its Hub id, for SCIDs of new users; the folder `scid` of the model's
                 folder where it is None and there is one.
-            model_options: passed to `AutoModelForCausalLM.from_pretrained`, such as `dtype` or `attn_implementation`.
+            model_options: passed to the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
 
         Raises:
             InputError: the folder holds no catalogue or no prompt settings.
@@ -316,7 +329,9 @@ class Recommender:
 
             model = open_adapter(folder, **model_options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, **model_options)
+            both_parts = AutoConfig.from_pretrained(folder).is_encoder_decoder
+            kind: Any = AutoModelForSeq2SeqLM if both_parts else AutoModelForCausalLM
+            model = kind.from_pretrained(folder, **model_options)
         model.to(device).eval()
         if scid is None and (folder / SCID_FOLDER).is_dir():
             scid = folder / SCID_FOLDER

@@ -75,6 +75,7 @@ def evaluate_policy(
     ks: tuple[int, ...] = (5, 10),
     batch_size: int = 64,
     progress: bool = True,
+    distributed: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a model on a validation or test set: [`three_columns`] of the lists of [`rank_policy`].
 
@@ -87,9 +88,10 @@ def evaluate_policy(
         ks: lengths of the lists that are judged.
         batch_size: prompts in one search.
         progress: whether to show a progress bar.
+        distributed: share the users out over the processes of the launch; each gets the same metrics.
     """
     allowed, masked = rank_policy(
-        search, prompts, questions, item_codes, user_codes, max(ks), batch_size, progress=progress
+        search, prompts, questions, item_codes, user_codes, max(ks), batch_size, progress, distributed
     )
     return three_columns(allowed, masked, questions.targets, questions.histories, ks, questions.ratings)
 

@@ -5,25 +5,33 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
-    from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, small_llama
+    from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, make_backbone, small_llama
+    from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
+    from align3gr.sft.lora import LoRAArguments
     from align3gr.sft.mixture import TaskTemplates, parse_tasks, task_rows
     from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows, windows
     from align3gr.sft.row_checks import check_rows
+    from align3gr.sft.rows import training_rows
+    from align3gr.sft.sft_arguments import SFTArguments
     from align3gr.sft.tasks import TASKS, Task, TaskData
-    from align3gr.sft.trainer import SmallVocabularySFTTrainer
+    from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
     from align3gr.sft.tree_collator import TreeCollator
     from align3gr.sft.user_codes import UserCodes, user_codes_without_future
 
 __getattr__, __all__ = attach(
     __name__,
     {
-        "backbone": ("SmallLlamaConfig", "add_dropout", "small_llama"),
+        "backbone": ("SmallLlamaConfig", "add_dropout", "make_backbone", "small_llama"),
+        "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
+        "lora": ("LoRAArguments",),
         "mixture": ("TaskTemplates", "parse_tasks", "task_rows"),
         "objectives": ("every_item_rows", "prefix_rows", "tree_rows", "windows"),
         "row_checks": ("check_rows",),
+        "sft_arguments": ("SFTArguments",),
         "tasks": ("TASKS", "Task", "TaskData"),
         "tree_collator": ("TreeCollator",),
         "user_codes": ("UserCodes", "user_codes_without_future"),
-        "trainer": ("SmallVocabularySFTTrainer",),
+        "trainer": ("RecommendingSFTTrainer", "SmallVocabularySFTTrainer"),
+        "rows": ("training_rows",),
     },
 )

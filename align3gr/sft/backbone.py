@@ -1,13 +1,24 @@
-"""The language model that learns to recommend: a small Llama from a config."""
+"""The language model that learns to recommend: a small Llama from a config, or a pretrained one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from align3gr.data import Split
+from align3gr.data.schema import PROFILE, TEXT
 from align3gr.errors import InputError
+from align3gr.scid.embedding_init import resize_scid_embeddings
+from align3gr.scid.modeling_dual_scid import DualSCIDModel
+from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
+from align3gr.sft.lora import LoRAArguments, add_lora
+from align3gr.sft.pretrained import load_backbone
+from align3gr.sft.sft_arguments import SFTArguments
 
 
 @dataclass
@@ -71,3 +82,60 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     for layer in model.get_decoder().layers:
         layer.self_attn.register_forward_hook(drop)
         layer.mlp.register_forward_hook(drop)
+
+
+def make_backbone(
+    arguments: SFTArguments,
+    small: SmallLlamaConfig,
+    lora: LoRAArguments,
+    split: Split,
+    item_sizes: Sequence[int],
+    user_sizes: Sequence[int],
+    scid: Path,
+    seed: int,
+) -> tuple[Any, SCIDTokenizer]:
+    """The model that the recipe's options name, and its tokenizer.
+
+    Args:
+        arguments: `base_model`, `embedding_init`, `base_vocab_size` and `dropout` count.
+        small: shape of the model where there is no base model.
+        lora: whether and how an adapter is trained in place of all weights.
+        split: its texts train the tokenizer of a model from scratch.
+        item_sizes, user_sizes: codes at each level.
+        scid: folder of the token level, for rows that start from code vectors.
+        seed: of all that is drawn.
+
+    Raises:
+        InputError: the base model cannot be used, or an option has no effect on what was chosen.
+    """
+    if arguments.base_model is None:
+        if lora.use_lora:
+            raise InputError("use_lora: a model from scratch has no weights to adapt; name a base_model")
+        texts = split.items[TEXT].to_list() + split.users[PROFILE].to_list()
+        base = train_base_tokenizer(texts, arguments.base_vocab_size)
+        tokenizer = SCIDTokenizer.from_base(base, item_sizes, user_sizes)
+        model: Any = small_llama(small, tokenizer, seed)
+        if arguments.embedding_init == "codebook":
+            resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
+        add_dropout(model, arguments.dropout)
+        return model, tokenizer
+    model, tokenizer = load_backbone(
+        arguments.base_model,
+        item_sizes,
+        user_sizes,
+        init=arguments.embedding_init,  # type: ignore[arg-type]
+        codebooks=_code_vectors(scid) if arguments.embedding_init == "codebook" else None,
+        seed=seed,
+        revision=arguments.base_model_revision,
+    )
+    return (add_lora(model, tokenizer, lora) if lora.use_lora else model), tokenizer
+
+
+def _code_vectors(scid: Path) -> dict[Any, list[torch.Tensor]]:
+    if not (scid / "model").is_dir():
+        raise InputError(f"embedding_init: codebook needs {scid / 'model'}; imported codes have no vectors, use mean")
+    model = DualSCIDModel.from_pretrained(scid / "model")
+    sides = {"item": model.item_rqvae, "user": model.user_rqvae if model.config.has_users else None}
+    return {
+        name: [book.detach() for book in side.quantizer.codebooks] for name, side in sides.items() if side is not None
+    }

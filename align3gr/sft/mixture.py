@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from align3gr.errors import InputError
 from align3gr.scid.template import Template, TextTokenizer, template_fields
-from align3gr.sft.dataset import IGNORE
+from align3gr.sft.objectives import IGNORE
 from align3gr.sft.tasks import TASKS, Example, SequentialItemPrediction, Task, TaskData
 
 logger = logging.getLogger(__name__)
 
 _SCID_FIELDS = {"item", "user", "history"}
-_FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+_FEATURES = Features({"input_ids": List(Value("int64")), "labels": List(Value("int64"))})
 
 
 class TaskTemplate(NamedTuple):

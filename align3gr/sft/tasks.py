@@ -181,8 +181,8 @@ class IntentionItemPrediction(Task):
                 drawn = rng.permutation(len(topics))[: int(rng.integers(1, INTENTION_TOPICS + 1))]
                 intention = ", ".join(topics[topic] for topic in drawn)
             if intention:
-                history = data.history(sequence[:position])
-                yield {"user": data.user(user, position), "intention": intention} | history | data.item(item)
+                asked: Example = {"user": data.user(user, position), "intention": intention}
+                yield asked | data.history(sequence[:position]) | data.item(item)
 
 
 class PreferenceInference(Task):
@@ -198,7 +198,8 @@ class PreferenceInference(Task):
         preferences = data.topics.of_histories(histories)
         for (user, position), history, preference in zip(drawn, histories, preferences, strict=True):
             if preference:
-                yield {"user": data.user(user, position), "preference": preference} | data.history(history)
+                inferred: Example = {"user": data.user(user, position), "preference": preference}
+                yield inferred | data.history(history)
 
 
 class ItemTextAlignment(Task):
@@ -239,8 +240,8 @@ TASKS: tuple[type[Task], ...] = (
 def _next_items(data: TaskData, rng: np.random.Generator) -> Iterator[Example]:
     for user, position in data.positions(rng):
         sequence = data.sequences[user]
-        history, item = data.history(sequence[:position]), data.item(int(sequence[position]))
-        yield {"user": data.user(user, position)} | history | item
+        example: Example = {"user": data.user(user, position)}
+        yield example | data.history(sequence[:position]) | data.item(int(sequence[position]))
 
 
 def _short(text: str, words: int = MAX_WORDS) -> str:

@@ -1,15 +1,47 @@
-"""TRL's `SFTTrainer` with the model's own loss."""
+"""TRL's `SFTTrainer` with the model's own loss, and with validation by recommending."""
+
+from collections.abc import Callable
+from typing import Any
 
 from transformers import Trainer
 from trl import SFTTrainer
 
 
-class SmallVocabularySFTTrainer(SFTTrainer):
+class RecommendingSFTTrainer(SFTTrainer):
+    """`SFTTrainer` that judges a model by what it recommends.
+
+    Where `validate` is given, an evaluation is a call of it in place of the loss on a set of rows, so that
+    `eval_steps`, `metric_for_best_model`, `load_best_model_at_end` and `EarlyStoppingCallback` go by Recall or NDCG.
+    Everything else is TRL's.
+
+    Args:
+        validate: takes the unwrapped model and gives metrics by name, such as `{"recall@10": 0.05}`. Each process
+            calls it, and all must get the same.
+    """
+
+    def __init__(self, *args: Any, validate: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+        self._validate = validate
+        if validate is not None and kwargs.get("eval_dataset") is None:
+            # The Trainer wants a set wherever it is to evaluate; this one is never looked at.
+            kwargs["eval_dataset"] = kwargs["train_dataset"].select(range(1))
+        super().__init__(*args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        if self._validate is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        values = self._validate(self.accelerator.unwrap_model(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class SmallVocabularySFTTrainer(RecommendingSFTTrainer):
     """`SFTTrainer` for models with a few thousand tokens: the loss is that of the model's own forward.
 
     TRL computes log-probabilities tile by tile, with entropies and ranks for its metrics. That saves memory where a
     vocabulary is large; with 2,000 tokens on a CPU it takes longer than the rest of the model, and the full logits
-    are small. Everything else is TRL's; `entropy` and `mean_token_accuracy` are not logged.
+    are small. `entropy` and `mean_token_accuracy` are not logged.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

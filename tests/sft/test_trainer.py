@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 from align3gr.scid import PromptBuilder, SCIDTokenizer, train_base_tokenizer
@@ -12,7 +13,7 @@ def tokenizer():
     return SCIDTokenizer.from_base(train_base_tokenizer(["a b c"], 260), [3, 3], [2])
 
 
-def train(trainer_class, tokenizer, folder, **options):
+def train(trainer_class, tokenizer, folder, validate=None, callbacks=(), **options):
     item_codes = np.array([[0, 0], [1, 2], [2, 1]])
     sequences = [np.array([0, 2, 1]), np.array([1, 0, 1, 2, 2]), np.array([2, 1])]
     rows = every_item_rows(PromptBuilder(tokenizer), sequences, np.array([[1], [0], [1]]), item_codes)
@@ -22,14 +23,18 @@ def train(trainer_class, tokenizer, folder, **options):
         output_dir=str(folder),
         use_cpu=True,
         bf16=False,
-        max_steps=3,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_strategy="no",
         report_to=[],
-        **options,
+        **({"max_steps": 3, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"} | options),
     )
-    trainer = trainer_class(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    judged = {} if validate is None else {"validate": validate}
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+        **judged,
+    )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], model
 
@@ -53,3 +58,31 @@ def test_accumulating_small_batches_is_one_large_batch(tokenizer, tmp_path):
         gradient_accumulation_steps=3,
     )
     assert small == pytest.approx(large, abs=1e-5)
+
+
+def test_the_best_by_recommending_is_kept_and_training_stops_early(tokenizer, tmp_path):
+    seen = []
+
+    def validate(model):
+        seen.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        return {"recall@10": [0.1, 0.3, 0.2, 0.25, 0.9][len(seen) - 1]}
+
+    losses, model = train(
+        SmallVocabularySFTTrainer,
+        tokenizer,
+        tmp_path,
+        validate,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        per_device_train_batch_size=3,
+        max_steps=9,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="recall@10",
+        load_best_model_at_end=True,
+    )
+    assert len(losses) == len(seen) == 4  # two evaluations without a new best
+    for name, value in model.named_parameters():
+        assert torch.equal(value, seen[1][name])
+    assert any(not torch.equal(seen[1][name], seen[3][name]) for name in seen[1])

@@ -1,0 +1,125 @@
+"""A fine-tuning run put together: user SCIDs, trainer, validation, log."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from align3gr.data import Split
+from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.recommender import Recommender
+from align3gr.errors import InputError
+from align3gr.evaluation import evaluate_policy, sample_users
+from align3gr.scid.assigner import SCIDAssigner
+from align3gr.sft.row_checks import check_rows
+from align3gr.sft.sft_arguments import SFTArguments
+from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
+from align3gr.sft.tree_collator import TreeCollator
+from align3gr.sft.user_codes import UserCodes, user_codes_without_future
+
+DEFAULT_METRIC = "recall@10"
+
+Validation = Callable[[Any], dict[str, float]]
+
+
+def read_user_codes(arguments: SFTArguments, codes: np.ndarray, split: Split, scid: Path) -> UserCodes | None:
+    """The users' SCIDs as they stand in front of each train item; None where prompts hold none.
+
+    Args:
+        arguments: `user_scid` and `user_codes_from` count.
+        codes: made from all train items.
+            Shape: `(users, levels)`.
+        split: the data.
+        scid: folder of the token level.
+    """
+    if not arguments.user_scid:
+        return None
+    assigner = None if arguments.user_codes_from == "all" else SCIDAssigner.from_pretrained(scid)
+    return user_codes_without_future(arguments.user_codes_from, codes, split, assigner)  # type: ignore[arg-type]
+
+
+def recommending_validation(
+    recommender: Recommender,
+    split: Split,
+    item_codes: np.ndarray,
+    user_codes: np.ndarray,
+    arguments: SFTArguments,
+    seed: int,
+) -> Validation:
+    """Recall and NDCG on validation targets, seen items allowed, by constrained decoding.
+
+    Args:
+        recommender: prompt and catalogue of the model that is trained.
+        split: the data.
+        item_codes: `(items, levels)`.
+        user_codes: `(users, levels)`.
+        arguments: `validation_users` and `validation_beams` count.
+        seed: of the sample of users.
+    """
+    questions = sample_users(split.histories("validation"), arguments.validation_users, seed)
+    prompts = recommender.prompt_builder
+
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        tokens, beams = prompts.vocabulary.item_tokens, arguments.validation_beams
+        search = ConstrainedBeamSearch(model, recommender.search.trie, tokens, beams)
+        columns = evaluate_policy(search, prompts, questions, item_codes, user_codes, distributed=True)
+        return columns["seen_allowed"]
+
+    return validate
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    training: SFTConfig,
+    arguments: SFTArguments,
+    validate: Validation | None = None,
+) -> RecommendingSFTTrainer:
+    """The trainer of the SFT stage.
+
+    A model from scratch takes [`SmallVocabularySFTTrainer`], a pretrained one TRL's own loss. With `validate` the best
+    checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
+
+    Raises:
+        InputError: a setting would cut rows, or early stopping has nothing to go by.
+    """
+    if validate is None and arguments.early_stopping_patience:
+        raise InputError("early_stopping_patience: needs an evaluation; set eval_strategy: epoch or steps")
+    callbacks = []
+    if validate is not None:
+        if training.metric_for_best_model in (None, "loss"):  # transformers' default; no loss is computed here
+            training.metric_for_best_model = DEFAULT_METRIC
+        training.greater_is_better = True
+        if arguments.early_stopping_patience:
+            callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
+    collator = None
+    if arguments.objective == "tree":
+        training.remove_unused_columns = False
+        collator = TreeCollator.for_model(model, tokenizer.pad_token_id, max(map(len, rows["input_ids"])))
+    check_rows(rows, training)
+    trainer_class = RecommendingSFTTrainer if arguments.base_model else SmallVocabularySFTTrainer
+    return trainer_class(
+        model=model,
+        args=training,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=collator,
+        callbacks=callbacks,
+        validate=validate,
+    )
+
+
+def write_log(path: Path, history: list[dict[str, Any]]) -> None:
+    """Losses and validation metrics by epoch, from a Trainer's log."""
+    kept = [
+        {name: value for name, value in entry.items() if name in ("epoch", "step", "loss") or name.startswith("eval_")}
+        for entry in history
+        if "loss" in entry or any(name.startswith("eval_") for name in entry)
+    ]
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+"""All rows of a fine-tuning run: the objective of sequential item prediction, and the other tasks beside it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from align3gr.errors import InputError
+from align3gr.scid.prompts import PromptBuilder
+from align3gr.sft.mixture import TaskTemplates, task_rows
+from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows
+from align3gr.sft.tasks import SequentialItemPrediction, Task, TaskData
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES: dict[str, Callable[..., Dataset]] = {
+    "every_item": every_item_rows,
+    "prefix": prefix_rows,
+    "tree": tree_rows,
+}
+
+
+def training_rows(
+    data: TaskData,
+    prompts: PromptBuilder,
+    tokenizer: PreTrainedTokenizerBase,
+    item_codes: np.ndarray,
+    tasks: Mapping[type[Task], float],
+    templates: TaskTemplates,
+    objective: str = "every_item",
+    rephrased: float = 0.0,
+    max_length: int = 512,
+    seed: int = 0,
+) -> Dataset:
+    """Rows `{input_ids, labels}` of all tasks, and `branch_starts`, `branch_seen` with the objective "tree".
+
+    Args:
+        data: the train split.
+        prompts: the prompt of every stage.
+        tokenizer: of the model.
+        item_codes: `(items, levels)`.
+        tasks: weights: passes over a task, see `align3gr.sft.tasks`. For sequential item prediction a pass is the
+            objective over all train positions; fractions keep a random part of its rows.
+        templates: of all tasks.
+        objective: "every_item", "prefix" or "tree", see `align3gr.sft.objectives`.
+        rephrased: passes over sequential item prediction with the other templates than that of `prompts`.
+        max_length: most tokens of a row of the other tasks.
+        seed: draws rows and templates; a task's rows do not depend on which other tasks there are.
+
+    Raises:
+        InputError: the objective is unknown or does not go with the template, or a task gives no rows.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective: got {objective!r}, expected one of {', '.join(OBJECTIVES)}")
+    parts = []
+    for task, weight in tasks.items():
+        rng = np.random.default_rng([seed, *task.name.encode()])
+        if task is SequentialItemPrediction:
+            rows = OBJECTIVES[objective](prompts, data.sequences, data.user_codes, item_codes)
+            logger.info("task %s: %d rows, objective %s", task.name, len(rows), objective)
+            parts.append(_weighted(rows, weight, rng))
+        else:
+            drawn = templates.of(task, tokenizer)
+            parts.append(task_rows(data, task, drawn, tokenizer, weight, max_length, rng))
+    if rephrased:
+        rng = np.random.default_rng([seed, 1])
+        others = templates.of(SequentialItemPrediction, tokenizer)[1:]
+        if not others:
+            raise InputError(
+                f"rephrased: {templates.source} has one template of sequential item prediction; set it to 0"
+            )
+        parts.append(task_rows(data, SequentialItemPrediction, others, tokenizer, rephrased, max_length, rng))
+    rows = concatenate_datasets(parts)
+    if not len(rows):
+        raise InputError("train: no user has two train items, so there is nothing to predict")
+    return rows
+
+
+def _weighted(rows: Dataset, weight: float, rng: np.random.Generator) -> Dataset:
+    """Whole passes, and a random part of one."""
+    part = rng.permutation(len(rows))[: round((weight - int(weight)) * len(rows))]
+    parts: list[Any] = [rows] * int(weight)
+    if len(part):
+        parts.append(rows.select(np.sort(part)))
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)

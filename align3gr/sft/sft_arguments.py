@@ -1,0 +1,62 @@
+"""Options of the SFT recipe that are not those of the model, the adapter or the trainer."""
+
+from dataclasses import dataclass, field
+
+from align3gr.sft.rows import OBJECTIVES
+from align3gr.sft.user_codes import USER_CODES_FROM
+
+
+@dataclass
+class SFTArguments:
+    """What is fine-tuned, on which tasks, and how it is judged on the way."""
+
+    run_dir: str = field(metadata={"help": "Folder of the run; the model appears in its folder sft."})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id or folder of a pretrained causal LM; a small Llama from scratch if left out."},
+    )
+    base_model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    base_vocab_size: int = field(
+        default=1000,
+        metadata={"help": "From scratch: size of the BPE vocabulary trained on the catalogue, before SCID tokens."},
+    )
+    embedding_init: str = field(
+        default="mean",
+        metadata={
+            "help": "Start of the SCID tokens' rows: around the mean of the others, or from the code vectors.",
+            "choices": ["mean", "codebook"],
+        },
+    )
+    dropout: float = field(default=0.1, metadata={"help": "From scratch: dropout on embeddings and blocks."})
+    tasks: list[str] = field(
+        default_factory=lambda: ["sequential"],
+        metadata={
+            "help": "sequential, asymmetric, intention, preference, item_text, user_profile; each with =WEIGHT, the "
+            "passes over it in an epoch."
+        },
+    )
+    templates: str = field(default="compact", metadata={"help": "natural, compact, or a YAML file of your own."})
+    objective: str = field(
+        default="every_item",
+        metadata={"help": "How sequences are learnt, see docs/sft.md.", "choices": list(OBJECTIVES)},
+    )
+    rephrased: float = field(
+        default=0.0, metadata={"help": "Passes over one position a user with the other sequential templates."}
+    )
+    max_history: int = field(default=20, metadata={"help": "Latest items of a history that a prompt holds."})
+    user_scid: bool = field(default=True, metadata={"help": "Whether prompts hold the user's SCID."})
+    user_codes_from: str = field(
+        default="all",
+        metadata={
+            "help": "What a user's SCID is made from in training: all train items (the paper), the half of them "
+            "without the answer, or those before the answer.",
+            "choices": list(USER_CODES_FROM),
+        },
+    )
+    validation_users: int = field(
+        default=0, metadata={"help": "With eval_strategy: fixed sample of users that is recommended to; 0 takes all."}
+    )
+    validation_beams: int = field(default=20, metadata={"help": "Beam of the validation."})
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Evaluations without a new best after which training stops; 0 never stops."}
+    )
