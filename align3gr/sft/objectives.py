@@ -3,7 +3,7 @@
 - `prefix`, the paper's: one sample a position, `header + latest items + suffix + item`.
 - `tree`: the same loss and gradients from fewer tokens. The samples of a user share the beginning of their history: a
   row holds it once, as a trunk, and each sample is a branch `suffix + item` that sees the trunk up to its position.
-- `every-item`: one sequence with the loss on every item, for templates that put nothing between history and answer.
+- `every_item`: one sequence with the loss on every item, for templates that put nothing between history and answer.
   The fewest tokens; behind `max_history` an item is predicted from part of what a prompt holds.
 
 A user's SCID stands in the header. Where it depends on the position (it must not be made from the item to come), the
@@ -19,6 +19,9 @@ from datasets import Dataset
 from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
 from align3gr.sft.dataset import BRANCH_SEEN, BRANCH_STARTS, IGNORE, dataset_of, plain_row
+
+# Branches of one row pay for masked attention among each other: few where a header is short beside max_history.
+LONG_HISTORIES_A_ROW = 4
 
 
 class PositionCodes(Protocol):
@@ -76,7 +79,7 @@ def every_item_rows(
     """
     if prompts.suffix:
         raise InputError(
-            f"template: got {prompts.settings['template']!r}, but the every-item objective needs a template that ends "
+            f"template: got {prompts.settings['template']!r}, but the objective every_item needs a template that ends "
             "in {history}; take one, or the objective tree or prefix"
         )
 
@@ -122,8 +125,9 @@ def tree_rows(
     predicts nothing, so it is no token of its branch, and its label stands at the start of the next one.
 
     A history that is longer than a prompt has lost its beginning, so none of its tokens has the hidden state that it
-    has in the trunk: such a sample has a row of its own, without branches. So has everything where the template puts
-    nothing between history and answer: there the trunk itself predicts the items.
+    has in the trunk. Such samples share their header alone: each is a branch `items + suffix + item`, a few of them a
+    row. Where the template puts nothing between history and answer, the trunk itself predicts the items that have a
+    short history.
 
     The arguments are those of [`every_item_rows`].
     """
@@ -134,10 +138,14 @@ def tree_rows(
             if first < shared and not prompts.suffix:
                 yield *plain_row(header, items[:first], items[first:shared]), *_NO_BRANCHES
             elif first < shared:
-                yield _tree_row(header, items, prompts.suffix, range(first, shared))
-            for position in range(shared, end):
-                history = items[position - prompts.max_history : position]
-                yield *plain_row(header, history, prompts.suffix, items[position]), *_NO_BRANCHES
+                trunk = np.concatenate([header, items[: shared - 1].ravel()])
+                seen = len(header) + items.shape[1] * np.arange(first, shared)
+                yield _tree_row(trunk, seen, [prompts.suffix] * len(seen), items[first:shared])
+            for start in range(shared, end, LONG_HISTORIES_A_ROW):
+                stop = min(start + LONG_HISTORIES_A_ROW, end)
+                histories = [items[at - prompts.max_history : at].ravel().tolist() for at in range(start, stop)]
+                branches = [history + prompts.suffix for history in histories]
+                yield _tree_row(header, np.full(stop - start, len(header)), branches, items[start:stop])
 
     return dataset_of(rows(), ["input_ids", "labels", BRANCH_STARTS, BRANCH_SEEN])
 
@@ -164,17 +172,19 @@ def _stretches(
 
 
 def _tree_row(
-    header: np.ndarray, items: np.ndarray, suffix: list[int], positions: range
+    trunk: np.ndarray, seen: np.ndarray, branches: list[list[int]], targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Input ids, labels, branch starts and branch lengths in the trunk, of the branches at these positions."""
-    levels = items.shape[1]
-    targets = items[positions.start : positions.stop]
-    trunk = np.concatenate([header, items[: positions.stop - 1].ravel()])
-    # (branches, suffix and all tokens of the item but the last), and one token more so that the last label has a place
-    branches = np.hstack([np.tile(np.asarray(suffix, np.int64), (len(targets), 1)), targets[:, :-1]])
-    input_ids = np.concatenate([trunk, branches.ravel(), targets[-1, -1:]])
-    width = branches.shape[1]
-    starts = len(trunk) + width * np.arange(len(targets))
+    """Input ids, labels, branch starts and `seen`.
+
+    Args:
+        trunk: token ids.
+        seen: tokens of the trunk that each branch sees.
+        branches: token ids in front of each target, equally many.
+        targets: token ids of the items `(branches, levels)`.
+    """
+    without_last = np.hstack([np.asarray(branches, np.int64), targets[:, :-1]])
+    input_ids = np.concatenate([trunk, without_last.ravel(), targets[-1, -1:]])  # so that the last label has a place
+    starts = len(trunk) + without_last.shape[1] * np.arange(len(targets))
     labels = np.full(len(input_ids), IGNORE, np.int64)
-    labels[starts[:, None] + len(suffix) + np.arange(levels)] = targets
-    return input_ids, labels, starts, len(header) + levels * np.asarray(positions)
+    labels[starts[:, None] + len(branches[0]) + np.arange(targets.shape[1])] = targets
+    return input_ids, labels, starts, seen

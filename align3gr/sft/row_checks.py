@@ -19,7 +19,7 @@ def check_rows(rows: Dataset, arguments: SFTConfig) -> None:
     if arguments.packing and branches:
         raise InputError(
             "packing: got true, but rows of the objective tree cannot be packed, their branches would see each other; "
-            "set packing: false, or take the objective prefix or every-item"
+            "set packing: false, or take the objective prefix or every_item"
         )
     if arguments.packing and arguments.packing_strategy != "bfd":
         raise InputError(

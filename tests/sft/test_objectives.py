@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from align3gr.scid import PromptBuilder, SCIDTokenizer, train_base_tokenizer
-from align3gr.sft import SmallLlamaConfig, add_dropout, every_item_rows, small_llama, windows
+from align3gr.sft import SmallLlamaConfig, UserCodes, every_item_rows, prefix_rows, small_llama, tree_rows, windows
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,15 @@ def test_each_item_with_a_history_is_learnt_once_from_enough_history(length, max
         assert all(item - start >= min(item, max(1, max_history // 2)) for item in range(first, end))
         learnt += range(first, end)
     assert learnt == list(range(1, length))
+
+
+@pytest.mark.parametrize("first", [1, 2, 6, 9, 30])
+def test_windows_can_begin_later_and_still_see_what_is_before(first):
+    learnt = []
+    for start, end, begin in windows(40, 8, first):
+        assert end - start <= 9 and all(item - start >= min(item, 4) for item in range(begin, end))
+        learnt += range(begin, end)
+    assert learnt == list(range(first, 40))
 
 
 def test_rows_hold_the_prompt_and_the_loss_stands_on_items_only(tokenizer):
@@ -56,16 +65,68 @@ def test_loss_of_one_row_is_that_of_all_its_prefixes(tokenizer):
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_acts_in_training_only_and_is_no_part_of_the_model(tokenizer):
-    model = small_llama(
-        SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2), tokenizer, 0
+ITEMS = np.array([[0, 0], [1, 2], [2, 1]])
+
+
+def decoded(tokenizer, row):
+    """Text of a row, and of the tokens that carry its loss."""
+    return tokenizer.decode(row["input_ids"]), tokenizer.decode([label for label in row["labels"] if label != -100])
+
+
+def test_each_prefix_is_a_prompt_with_its_answer(tokenizer):
+    prompts = PromptBuilder(tokenizer, max_history=2, template="[{user}]{history}=")
+    rows = prefix_rows(prompts, [np.array([0, 2, 1, 1]), np.array([1])], np.array([[1], [0]]), ITEMS)
+    assert [decoded(tokenizer, row) for row in rows] == [
+        ("<s><u0_1><i0_0><i1_0>=<i0_2><i1_1>", "<i0_2><i1_1>"),
+        ("<s><u0_1><i0_0><i1_0><i0_2><i1_1>=<i0_1><i1_2>", "<i0_1><i1_2>"),
+        ("<s><u0_1><i0_2><i1_1><i0_1><i1_2>=<i0_1><i1_2>", "<i0_1><i1_2>"),
+    ]
+    assert all(row["labels"][-2:] == row["input_ids"][-2:] for row in rows)
+
+
+def test_branches_stand_behind_the_trunk_without_their_last_token(tokenizer):
+    prompts = PromptBuilder(tokenizer, max_history=2, template="[{user}]{history}=")
+    rows = tree_rows(prompts, [np.array([0, 2, 1, 1])], np.array([[1]]), ITEMS)
+    # Two samples share their history; the third has lost its beginning and shares the header with nobody.
+    assert [decoded(tokenizer, row) for row in rows] == [
+        ("<s><u0_1><i0_0><i1_0><i0_2><i1_1>=<i0_2>=<i0_1><i1_2>", "<i0_2><i1_1><i0_1><i1_2>"),
+        ("<s><u0_1><i0_2><i1_1><i0_1><i1_2>=<i0_1><i1_2>", "<i0_1><i1_2>"),
+    ]
+    assert [(row["branch_starts"], row["branch_seen"]) for row in rows] == [([6, 8], [4, 6]), ([2], [2])]
+    assert [at for at, label in enumerate(rows[0]["labels"]) if label != -100] == [7, 8, 9, 10]
+
+
+def test_without_a_suffix_the_trunk_itself_predicts(tokenizer):
+    prompts = PromptBuilder(tokenizer, max_history=2)
+    rows = tree_rows(prompts, [np.array([0, 2, 1])], np.array([[1]]), ITEMS)
+    every_item = every_item_rows(prompts, [np.array([0, 2, 1])], np.array([[1]]), ITEMS)
+    assert len(rows) == 1 and rows[0]["branch_starts"] == []
+    assert {name: rows[0][name] for name in ("input_ids", "labels")} == every_item[0]
+
+
+def test_every_item_needs_the_answer_right_behind_the_history(tokenizer):
+    prompts = PromptBuilder(tokenizer, template="[{user}]{history}=")
+    with pytest.raises(ValueError, match=r"template: got .*\{history\}=.* tree or prefix"):
+        every_item_rows(prompts, [np.array([0, 2])], None, ITEMS)
+
+
+@pytest.mark.parametrize("rows_of", [every_item_rows, prefix_rows, tree_rows])
+def test_items_stand_behind_the_codes_of_their_position(tokenizer, rows_of):
+    codes = UserCodes(np.array([[0]]), [[(1, 3, np.array([1])), (3, 5, np.array([0]))]])
+    rows = rows_of(PromptBuilder(tokenizer), [np.array([0, 1, 2, 0, 1])], codes, ITEMS)
+    learnt = {0: [], 1: []}
+    for row in rows:
+        text, answers = decoded(tokenizer, row)
+        learnt[int(text[len("<s><u0_")])].append(answers)
+    assert "".join(learnt[1]) == "<i0_1><i1_2><i0_2><i1_1>"
+    assert "".join(learnt[0]) == "<i0_0><i1_0><i0_1><i1_2>"
+    # What is behind the second codes has still seen the whole history.
+    assert "<s><u0_0><i0_0><i1_0><i0_1><i1_2><i0_2><i1_1><i0_0><i1_0>" in "".join(
+        decoded(tokenizer, r)[0] for r in rows
     )
-    ids, names = torch.tensor([[1, 2, 3]]), set(model.state_dict())
-    before = model.eval()(ids).logits
-    add_dropout(model, 0.5)
-    assert torch.equal(model(ids).logits, before)
-    model.train()
-    assert not torch.equal(model(ids).logits, model(ids).logits)
-    assert set(model.state_dict()) == names
-    with pytest.raises(ValueError, match="dropout"):
-        add_dropout(model, 1.0)
+
+
+@pytest.mark.parametrize("rows_of", [every_item_rows, prefix_rows, tree_rows])
+def test_sequences_without_a_history_give_no_rows(tokenizer, rows_of):
+    rows = rows_of(PromptBuilder(tokenizer), [np.array([1]), np.array([], dtype=np.int64)], None, ITEMS)
+    assert len(rows) == 0 and {"input_ids", "labels"} <= set(rows.column_names)
