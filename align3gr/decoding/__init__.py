@@ -1,6 +1,6 @@
 """From a prompt to items: the catalogue as a trie, constrained beam search, and the recommender on top."""
 
-from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
+from align3gr.decoding.beam_search import ConstrainedBeamSearch, catalogue_search, generate_rankings
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates
 from align3gr.decoding.exhaustive_search import ExhaustiveSearch
 from align3gr.decoding.item_filter import ItemFilter
@@ -23,5 +23,6 @@ __all__ = [
     "SCIDLogitsProcessor",
     "SCIDTrie",
     "StochasticBeamSearch",
+    "catalogue_search",
     "generate_rankings",
 ]

@@ -12,6 +12,7 @@ Decisions:
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,20 +20,30 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates, stable_topk
+from align3gr.decoding.exhaustive_search import ExhaustiveSearch
 from align3gr.decoding.item_filter import ItemFilter
 from align3gr.decoding.rankings import Rankings, generate_rankings
 from align3gr.decoding.search import ConstrainedSearch, Normalizer
 from align3gr.decoding.tree_decoder import PromptTree
 from align3gr.decoding.trie import SCIDTrie
+from align3gr.errors import InputError
 
-__all__ = ["BeamOutput", "ConstrainedBeamSearch", "LeafCandidates", "Rankings", "generate_rankings"]
+__all__ = [
+    "BeamOutput",
+    "ConstrainedBeamSearch",
+    "LeafCandidates",
+    "Rankings",
+    "catalogue_search",
+    "generate_rankings",
+]
 
 
 class ConstrainedBeamSearch(ConstrainedSearch):
     """Finds the most probable items of a catalogue for a batch of prompts.
 
     Args:
-        model: any Hugging Face causal LM with sdpa or eager attention, plain or with a LoRA adapter, fp32 or bf16.
+        model: any Hugging Face causal LM, or T5, with sdpa or eager attention, plain or with a LoRA adapter, fp32 or
+            bf16.
         trie: the catalogue; it is moved to the model's device.
         level_tokens: token id of each code of each level, -1 where a level is smaller.
             Shape: `(levels, codebook_size)`.
@@ -89,3 +100,22 @@ class ConstrainedBeamSearch(ConstrainedSearch):
             nodes, scores = children.gather(1, places), step.gather(1, places)
             tree.extend(tokens.gather(1, places), parents=places // fan)
         return LeafCandidates(trie, children, step, self.num_beams, item_filter)
+
+
+def catalogue_search(
+    model: PreTrainedModel,
+    trie: SCIDTrie,
+    level_tokens: np.ndarray | Tensor,
+    num_beams: int | Literal["all"] = 20,
+    widths: Sequence[int] | None = None,
+) -> ConstrainedSearch:
+    """A beam search, or for `num_beams="all"` one that scores every item.
+
+    Raises:
+        InputError: as for [`ConstrainedBeamSearch`], or there are `widths` for a search without beams.
+    """
+    if num_beams != "all":
+        return ConstrainedBeamSearch(model, trie, level_tokens, num_beams, widths)
+    if widths is not None:
+        raise InputError('widths: there are no beams where num_beams="all"; leave one of them out')
+    return ExhaustiveSearch(model, trie, level_tokens)

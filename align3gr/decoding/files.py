@@ -88,8 +88,8 @@ def recommend_file(
     indices = None if allowed is None else recommender.allowed_indices(allowed, unknown_items, 0)
     if unknown_items != "skip":
         check_items(source, recommender.items[ITEM_ID], part_users)
-    batch_size = batch_size or recommender.batch_size
-    options: dict[str, Any] = {"k": k, "batch_size": batch_size, "exclude_seen": exclude_seen}
+    size = batch_size or recommender.batch_size
+    options: dict[str, Any] = {"k": k, "batch_size": size, "exclude_seen": exclude_seen}
     options |= {"unknown_items": unknown_items, "part_users": part_users}
     parts = output.with_name(output.name + ".parts")
     about = options | {"made_from": _fingerprint(recommender, source, allowed)}
@@ -107,7 +107,7 @@ def recommend_file(
     ) as bar:
         for number, requests in enumerate(read_requests(source, part_users, recommender.assigner is not None)):
             if paths[number] in mine:
-                lists = recommender.rank(requests, k, exclude_seen, unknown_items, indices, batch_size)
+                lists = recommender.rank(requests, k, exclude_seen, unknown_items, indices, size)
                 _write(paths[number], parts, [_table(requests, lists, first_row=number * part_users)])
             bar.update(len(requests))
     process.wait_for_everyone()

@@ -1,9 +1,10 @@
 """What every constrained search has in common: model, catalogue, tokens, one call, and exact log-probabilities."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align3gr.decoding.candidates import LeafCandidates
+from align3gr.decoding.encoder_decoder_tree import EncoderDecoderTree, check_encoder_decoder
 from align3gr.decoding.item_filter import ItemFilter, ItemSets
 from align3gr.decoding.tree_decoder import PromptPrefix, PromptTree, check_model
 from align3gr.decoding.trie import SCIDTrie
@@ -41,7 +43,7 @@ class ConstrainedSearch(ABC):
         widths: tuple[int, ...],
         normalizer: Normalizer = "vocabulary",
     ):
-        check_model(model)
+        _check_model(model)
         if num_beams < 1:
             raise InputError(f"num_beams: got {num_beams}, expected at least 1")
         if len(widths) != trie.levels or min(widths) < 1 or widths[-1] != num_beams:
@@ -55,7 +57,8 @@ class ConstrainedSearch(ABC):
         self.num_beams = num_beams
         self.widths = widths
         self.normalizer = normalizer
-        self._tokens = [row.to(model.device) for row in _check_tokens(level_tokens, trie, model)]
+        self._tokens = [row.to(model.device) for row in _token_rows(level_tokens, trie)]
+        _check_tokens(self._tokens, model)
 
     def search(
         self,
@@ -90,16 +93,36 @@ class ConstrainedSearch(ABC):
         if allowed is not None or denied is not None:
             item_filter = ItemFilter(self.trie, len(input_ids), allowed, denied)
         with _evaluating(self.model):
-            tree = PromptTree(self.model, input_ids, mask, self.trie.levels - 1, prefix)
+            tree = self._tree(input_ids, mask, prefix)
             candidates = self._search(tree, input_ids, mask, item_filter)
         if candidates.scores.isnan().any():
             raise InputError("model: its logits are NaN, so nothing can be ranked; check the checkpoint and its dtype")
         return candidates
 
+    def with_model(self, model: PreTrainedModel) -> Self:
+        """The same search with another model over the same vocabulary, such as a later policy.
+
+        Raises:
+            InputError: the model cannot run a tree of tokens, or has too few of them.
+        """
+        _check_model(model)
+        twin = copy.copy(self)
+        twin.model, twin.trie = model, self.trie.to(model.device)
+        twin._tokens = [row.to(model.device) for row in self._tokens]
+        _check_tokens(twin._tokens, model)
+        return twin
+
     def prefix(self, tokens: Sequence[int]) -> PromptPrefix:
         """Compute what prompts have in common at the beginning; for `search`, until the model is trained further."""
         with _evaluating(self.model):
             return PromptPrefix.of(self.model, tokens)
+
+    def _tree(self, input_ids: Tensor, attention_mask: Tensor, prefix: PromptPrefix | None) -> PromptTree:
+        if not self.model.config.is_encoder_decoder:
+            return PromptTree(self.model, input_ids, attention_mask, self.trie.levels - 1, prefix)
+        if prefix is not None:
+            raise InputError("prefix: the encoder reads a prompt as a whole; leave prefix out")
+        return EncoderDecoderTree(self.model, input_ids, attention_mask)
 
     @abstractmethod
     def _search(
@@ -132,7 +155,13 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _check_tokens(level_tokens: np.ndarray | Tensor, trie: SCIDTrie, model: PreTrainedModel) -> list[Tensor]:
+def _check_model(model: PreTrainedModel) -> None:
+    check_model(model)
+    if model.config.is_encoder_decoder:
+        check_encoder_decoder(model)
+
+
+def _token_rows(level_tokens: np.ndarray | Tensor, trie: SCIDTrie) -> list[Tensor]:
     """One row of token ids a level, as long as its codebook."""
     table = torch.as_tensor(level_tokens)
     if table.ndim != 2 or table.shape[0] != trie.levels or table.shape[1] < max(trie.codebook_sizes):
@@ -140,7 +169,10 @@ def _check_tokens(level_tokens: np.ndarray | Tensor, trie: SCIDTrie, model: PreT
             f"level_tokens: got shape {tuple(table.shape)}, expected ({trie.levels}, {max(trie.codebook_sizes)}) "
             "or wider to fit the catalogue; the tokenizer was made for other codes"
         )
-    rows = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
+    return [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
+
+
+def _check_tokens(rows: list[Tensor], model: PreTrainedModel) -> None:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     for level, row in enumerate(rows):
         if row.min() < 0 or row.max() >= vocabulary:
@@ -150,4 +182,3 @@ def _check_tokens(level_tokens: np.ndarray | Tensor, trie: SCIDTrie, model: PreT
             )
         if row.unique().numel() != row.numel():
             raise InputError(f"level_tokens: level {level} names a token twice; each code needs its own")
-    return rows

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from align3gr.errors import InputError
 
@@ -25,6 +25,8 @@ _ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "use_cache", 
 
 def check_model(model: PreTrainedModel) -> None:
     """Refuse a model that cannot run a tree of tokens, and say why.
+
+    An encoder-decoder model has to pass [`check_encoder_decoder`] as well.
 
     Raises:
         InputError: the attention implementation cannot take a 4D mask (FlashAttention, FlexAttention), the
@@ -42,19 +44,21 @@ def check_model(model: PreTrainedModel) -> None:
             f"model: {name} runs {attention!r} attention, which cannot take the 4D mask of constrained beam search; "
             'load it with attn_implementation="sdpa"'
         )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise InputError(f"model: {name} has a prompt-learning adapter, which takes no 4D mask; use LoRA")
+    if config.is_encoder_decoder:
+        return
     plain: Any = model
     if hasattr(plain, "get_base_model"):  # a PEFT model takes any argument and passes it on
         plain = plain.get_base_model()
     accepted = inspect.signature(plain.forward).parameters
     missing = [argument for argument in _ARGUMENTS if argument not in accepted]
-    if missing or getattr(text, "alibi", False) or getattr(text, "is_encoder_decoder", False):
+    if missing or getattr(text, "alibi", False):
         lacks = f"its forward takes no {', '.join(missing)}" if missing else "it has no explicit position ids"
         raise InputError(f"model: {name} cannot decode a tree of tokens: {lacks}; use a decoder such as Llama or Qwen")
     others = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         raise InputError(f"model: {name} has layers of type {sorted(others)}; only attention layers can decode a tree")
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise InputError(f"model: {name} has a prompt-learning adapter, which takes no 4D mask; use LoRA")
 
 
 @dataclass(frozen=True)
@@ -235,8 +239,10 @@ def _check_prefix(prefix: PromptPrefix, input_ids: Tensor, present: Tensor) -> N
         raise InputError(f"prefix: prompt {row} is not its {cut} tokens and at least one more; leave prefix out")
 
 
-def _twin(cache: DynamicCache) -> DynamicCache:
+def _twin(cache: Any) -> Any:
     """A cache that begins with the same tensors and grows by itself: layers replace their tensors when they grow."""
+    if isinstance(cache, EncoderDecoderCache):
+        return EncoderDecoderCache(_twin(cache.self_attention_cache), cache.cross_attention_cache)
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     return twin
