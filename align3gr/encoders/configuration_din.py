@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from align3gr.errors import InputError
 
-ATTENTIONS = ("target", "mean")
+ATTENTIONS = ("target", "recency", "mean")
 ACTIVATIONS = ("dice", "prelu")
 
 
@@ -18,7 +18,8 @@ class DINConfig(PretrainedConfig):
         embedding_dim: width of an item's vector.
         attention_dims: hidden widths of the local activation unit; the paper's is one layer of 36.
         hidden_dims: hidden widths of the network above; the paper's are 200 and 80.
-        attention: "target", the paper's local activation unit, or "mean", which averages the history instead.
+        attention: "target", the paper's local activation unit, which is also told each item's place in the history;
+            "recency", one learnt weight for each place, whatever the target; "mean" averages the history.
         activation: "dice", the paper's, or "prelu".
         mini_batch_l2: weight of the mini-batch-aware regularisation; 0 leaves it out.
         max_history: items of a history that are read, the latest ones.

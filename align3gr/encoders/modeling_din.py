@@ -78,30 +78,39 @@ class AttentionWeight(nn.Linear):
     """Last layer of the attention. It starts with weight 1 for all, so that training starts from mean pooling."""
 
 
-class LocalActivationUnit(nn.Module):
-    """Weight of a history item for a target, from both vectors, their difference and their product.
+class PositionEmbedding(nn.Embedding):
+    """What is learnt for each place in the history, counted from the latest item. It starts at zero."""
 
-    The weights are not normalised by a softmax: their sum tells how strong the interest is (section 4.3 of DIN).
+
+class LocalActivationUnit(nn.Module):
+    """Weight of a history item for a target, from both vectors, their difference, their product, and its place.
+
+    The weights are not normalised by a softmax: their sum tells how strong the interest is (section 4.3 of DIN). The
+    paper's unit does not know which items are recent.
     """
 
     def __init__(self, config: DINConfig) -> None:
         super().__init__()
         self.input = nn.Linear(4 * config.embedding_dim, config.attention_dims[0])
+        self.position = PositionEmbedding(config.max_history, config.attention_dims[0])
         self.tower = tower(config, config.attention_dims, AttentionWeight)
 
-    def forward(self, history: torch.Tensor, target: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, history: torch.Tensor, target: torch.Tensor, row: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
         """Weights `(pairs, targets)`.
 
         Args:
             history: `(pairs, dim)` the history items of all rows, end to end.
             target: `(batch, targets, dim)`.
             row: `(pairs,)` int64, the row of the batch that each history item belongs to.
+            place: `(pairs,)` int64, 0 for the latest item of a history.
         """
         # W [h, t, h - t, h * t] = (W1 + W3) h + (W2 - W3) t + W4 (h * t): the first two are computed once an item,
         # not once a pair, and the four-fold wide input is never built.
         of_history, of_target, of_difference, of_product = self.input.weight.chunk(4, dim=1)
         hidden = F.linear(history[:, None] * target[row], of_product)
-        hidden = hidden + F.linear(history, of_history + of_difference)[:, None]
+        hidden = hidden + (F.linear(history, of_history + of_difference) + self.position(place))[:, None]
         hidden = hidden + F.linear(target, of_target - of_difference, self.input.bias)[row]
         return self.tower(hidden.flatten(0, 1)).view(hidden.shape[:2])
 
@@ -134,6 +143,8 @@ class DINModel(PreTrainedModel):
         self.item_bias = nn.Embedding(config.num_items + 1, 1, padding_idx=config.num_items)
         if config.attention == "target":
             self.activation_unit = LocalActivationUnit(config)
+        elif config.attention == "recency":
+            self.recency = PositionEmbedding(config.max_history, 1)
         widths = [3 * config.embedding_dim, *config.hidden_dims]
         self.input = nn.Linear(widths[0], widths[1]) if config.hidden_dims else nn.Identity()
         self.tower = tower(config, widths[1:] or widths)
@@ -150,7 +161,8 @@ class DINModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.zeros_(module.weight) if module.embedding_dim == 1 else init.normal_(module.weight, std=0.05)
+            at_zero = module.embedding_dim == 1 or isinstance(module, PositionEmbedding)
+            init.zeros_(module.weight) if at_zero else init.normal_(module.weight, std=0.05)
             if module.padding_idx is not None:
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.PReLU):
@@ -187,12 +199,18 @@ class DINModel(PreTrainedModel):
 
         Shapes: `(batch, length)`, `(batch, targets)` int64 -> `(batch, targets, embedding_dim)`.
         """
-        row, column = (history != self.config.num_items).nonzero(as_tuple=True)
+        real = history != self.config.num_items
+        row, column = real.nonzero(as_tuple=True)
+        # Counted over the real items, wherever padding stands; what is older than was ever read counts as the oldest.
+        later = real.flip(1).cumsum(1).flip(1)[row, column] - 1
+        place = later.clamp(max=self.config.max_history - 1)
         items = self.item_embeddings(history[row, column])
         length = torch.bincount(row, minlength=len(history))[row].to(items.dtype)
         weights = (1 / length)[:, None].expand(-1, targets.shape[1])
         if self.config.attention == "target":
-            weights = weights * self.activation_unit(items, self.item_embeddings(targets), row)
+            weights = weights * self.activation_unit(items, self.item_embeddings(targets), row, place)
+        elif self.config.attention == "recency":
+            weights = weights * (1 + self.recency(place))
         pooled = items.new_zeros(*targets.shape, items.shape[1])
         return pooled.index_add(0, row, weights[..., None] * items[:, None])
 

@@ -49,7 +49,9 @@ class EncoderSettings:
         metadata={"help": "Encoder of behaviour.", "choices": ["ppmi", "din", "als", "lightgcn", COLUMN, "none"]},
     )
     collaborative_dim: int = field(default=64, metadata={"help": "Width of the collaborative vectors."})
-    attention: str = field(default="target", metadata={"help": "Pooling of the DIN.", "choices": ["target", "mean"]})
+    attention: str = field(
+        default="target", metadata={"help": "Pooling of the DIN.", "choices": ["target", "recency", "mean"]}
+    )
     max_history: int = field(default=20, metadata={"help": "Latest items of a user that the DIN reads."})
     epochs: int = field(default=20, metadata={"help": "Most epochs of the DIN; it stops where its AUC is flat."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate of the DIN."})

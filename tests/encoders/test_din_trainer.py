@@ -55,6 +55,29 @@ def test_attention_to_the_target_beats_the_mean_where_users_have_several_interes
     assert auc["target"] > auc["mean"] + 0.03
 
 
+def changing_interest(users: int, seed: int) -> list[np.ndarray]:
+    """Histories over 40 items of ten kinds; the next item is of the latest one's kind, four times in five."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(users):
+        stays = rng.random(12) < 0.8
+        kind = rng.integers(10, size=12)
+        for place in range(1, 12):
+            kind[place] = kind[place - 1] if stays[place] else kind[place]
+        sequences.append(10 * rng.integers(4, size=12) + kind)
+    return sequences
+
+
+def test_places_in_the_history_matter_where_interests_change():
+    auc = {}
+    for attention in ("target", "recency", "mean"):
+        encoder = DINEncoder(8, DINTrainingConfig(1e-2, 256, epochs=6, seed=0), attention=attention)
+        encoder.fit(changing_interest(300, 0), 40)
+        auc[attention] = max(encoder.auc)
+    # Both together see which of the recent items the target belongs to, one weight a place does not.
+    assert auc["target"] > auc["recency"] + 0.01 and auc["recency"] > auc["mean"] + 0.01
+
+
 def test_the_best_epoch_is_kept(encoder):
     sequences = kinds(300, 0)
     histories = Histories(sequences, 42)

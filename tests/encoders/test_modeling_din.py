@@ -45,9 +45,9 @@ def test_attention_by_hand_without_softmax():
     embeddings = weights["item_embeddings.weight"]
     history, target = embeddings[[0, 4]], embeddings[2]
     pooled, attention = np.zeros(3), []
-    for h in history:
+    for h, place in zip(history, weights["activation_unit.position.weight"][[1, 0]], strict=True):  # latest first
         x = np.concatenate([h, target, h - target, h * target])
-        hidden = weights["activation_unit.input.weight"] @ x + weights["activation_unit.input.bias"]
+        hidden = weights["activation_unit.input.weight"] @ x + weights["activation_unit.input.bias"] + place
         hidden = np.where(hidden > 0, hidden, weights["activation_unit.tower.0.weight"] * hidden)
         a = weights["activation_unit.tower.1.weight"][0] @ hidden + weights["activation_unit.tower.1.bias"][0]
         attention.append(a)
@@ -62,8 +62,19 @@ def test_attention_by_hand_without_softmax():
     assert output.logits.item() == pytest.approx(logit, abs=1e-5)
 
 
-def test_attention_starts_as_mean_pooling():
-    model = DINModel(DINConfig(num_items=6, embedding_dim=3)).eval()
+def test_recency_by_hand():
+    model = small(attention="recency", max_history=2).eval()
+    old, latest = 1 + model.recency.weight[1], 1 + model.recency.weight[0]
+    embeddings = model.item_embeddings.weight
+    # Padding takes no place; a third item from the end, more than the two that are read, has the oldest one's weight.
+    interests = model.interests(torch.tensor([[6, 0, 6, 4, 6], [2, 0, 6, 6, 4]]), torch.tensor([[2], [3]]))[:, 0]
+    torch.testing.assert_close(interests[0], (old * embeddings[0] + latest * embeddings[4]) / 2)
+    torch.testing.assert_close(interests[1], (old * embeddings[2] + old * embeddings[0] + latest * embeddings[4]) / 3)
+
+
+@pytest.mark.parametrize("attention", ["target", "recency"])
+def test_attention_starts_as_mean_pooling(attention):
+    model = DINModel(DINConfig(num_items=6, embedding_dim=3, attention=attention)).eval()
     interests = model(torch.tensor([[0, 4, 6]]), torch.tensor([[2, 3]])).interests[0]
     assert torch.allclose(interests, model.item_embeddings.weight[[0, 4]].mean(0).expand(2, 3), atol=1e-6)
 
@@ -75,7 +86,7 @@ def test_mean_pooling_is_the_mean():
     assert not hasattr(model, "activation_unit")
 
 
-@pytest.mark.parametrize("attention", ["target", "mean"])
+@pytest.mark.parametrize("attention", ["target", "recency", "mean"])
 @pytest.mark.parametrize("training", [True, False])
 def test_padding_changes_nothing(attention, training):
     targets = torch.tensor([[1, 2], [3, 5]])
@@ -121,7 +132,7 @@ def test_auto_classes_open_a_saved_model(tmp_path):
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(InputError, match="attention: got 'softmax', choose from target, mean"):
+    with pytest.raises(InputError, match="attention: got 'softmax', choose from target, recency, mean"):
         DINConfig(attention="softmax")
     with pytest.raises(InputError, match="activation: got 'relu'"):
         DINConfig(activation="relu")
