@@ -64,3 +64,16 @@ def test_metrics_are_those_of_the_usual_loop_and_forty_times_faster():
     figures = metrics.measure(Console(quiet=True), [(3_000, 20)], rounds=3)
     assert figures["max_difference"] < 1e-12
     assert figures["metrics_ratio"] > 40 and figures["columns_ratio"] > 40
+
+
+def test_the_objectives_of_fine_tuning_learn_the_same_and_the_tree_from_fewer_tokens():
+    sft = benchmark("sft")
+    # Rows of 2, 3, 4 and 6 tokens within 8: two of at most 3, one of 4, one of 6.
+    assert sft.token_batches([6, 2, 3, 4], 8) == [[1, 2], [3], [0]]
+    # One user of each half of the users, in the order of their length.
+    assert {len(sequence) for sequence in sft.draw([[1] * 9, [1], [1], [1] * 9], 2)} == {1, 9}
+    drawn = np.random.default_rng(0).integers(0, 50, (6, 12)).tolist()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    figures, _ = sft.measure(drawn, ["a b c"] * 50, users=4, rounds=1, full=False, sizes=sizes)
+    assert figures["tree_grad_diff"] < 1e-5 and figures["tree_token_ratio"] > 2
+    assert figures["tree_ratio"] > 1 and figures["every_item_ratio"] > 1
