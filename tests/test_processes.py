@@ -26,7 +26,9 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 RECOMMEND = """
 import sys
+import numpy as np
 from align3gr import Recommender
+from align3gr.decoding import generate_rankings
 from align3gr.processes import in_shares, launched
 
 process = launched()
@@ -39,6 +41,13 @@ recommender = Recommender.from_pretrained(sys.argv[1], device="cpu")
 for rows in map(int, sys.argv[3:]):
     source, output = (f"{sys.argv[2]}/{rows}.{kind}.parquet" for kind in ("in", "two"))
     assert recommender.recommend_file(source, output, k=4, part_users=2, progress=False) == rows
+    prompts, histories = [[1 + row] * (1 + row % 3) for row in range(rows)], [[row, 2 * row] for row in range(rows)]
+    alone, shared = (
+        generate_rankings(recommender.search, prompts, 2, 4, histories, progress=False, distributed=distributed)
+        for distributed in (False, True)
+    )
+    assert shared.allowed.shape == (rows, 4) and (shared.allowed >= 0).all()
+    assert all(np.array_equal(one, two) for one, two in zip(alone, shared, strict=True))
 """
 
 
@@ -108,6 +117,10 @@ def test_two_processes_evaluate_like_one(smoke_run, tmp_path):
     assert (two / "per_user.parquet").read_bytes() == (one / "per_user.parquet").read_bytes()
     assert without_times(two) == without_times(one)
     assert not list((tmp_path / "run").glob("*.partial"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
+    assert done.returncode == 0 and "evaluation of" not in done.stdout, done.stderr[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
 @pytest.mark.long
