@@ -28,7 +28,7 @@ def launched() -> "PartialState":
     import torch
     from accelerate import PartialState
 
-    # Without a GPU accelerate joins processes only where the CPU is asked for; the launch configuration does not count.
+    # Without a GPU accelerate joins processes only where the CPU is asked for here, whatever its configuration says.
     process = PartialState(cpu=not torch.cuda.is_available())
     started = os.environ.get("WORLD_SIZE", "1")
     if started != str(process.num_processes):
