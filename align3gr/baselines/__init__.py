@@ -1,5 +1,33 @@
-"""Comparison systems that need no training to speak of. A model below them has not been trained yet."""
+"""Comparison systems, their tuning, and published results. A model below them has not been trained yet."""
 
-from align3gr.baselines.simple import Baseline, HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+from typing import TYPE_CHECKING
 
-__all__ = ["Baseline", "HistoryRepeat", "HistoryThenItemKNN", "ItemKNN", "Popularity"]
+from align3gr.lazy import attach
+
+if TYPE_CHECKING:
+    from align3gr.baselines.lightgcn import LightGCN
+    from align3gr.baselines.matrix_factorization import MatrixFactorization
+    from align3gr.baselines.published import PUBLISHED, PublishedRow
+    from align3gr.baselines.sasrec import SASRec, SASRecModel
+    from align3gr.baselines.settings import StudySettings
+    from align3gr.baselines.simple import Baseline, HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+    from align3gr.baselines.study import Study
+    from align3gr.baselines.systems import SYSTEMS, System, draw_trials
+    from align3gr.baselines.tables import over_seeds, results_table, tuning_table
+    from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "lightgcn": ("LightGCN",),
+        "matrix_factorization": ("MatrixFactorization",),
+        "published": ("PUBLISHED", "PublishedRow"),
+        "sasrec": ("SASRec", "SASRecModel"),
+        "settings": ("StudySettings",),
+        "simple": ("Baseline", "HistoryRepeat", "HistoryThenItemKNN", "ItemKNN", "Popularity"),
+        "study": ("Study",),
+        "systems": ("SYSTEMS", "System", "draw_trials"),
+        "tables": ("over_seeds", "results_table", "tuning_table"),
+        "vectors": ("VectorBaseline", "rank_by_vectors"),
+    },
+)

@@ -1,0 +1,51 @@
+"""How comparison systems are tuned and judged."""
+
+from dataclasses import dataclass, field
+
+from align3gr.baselines.systems import SYSTEMS
+from align3gr.errors import InputError
+
+# Tuning judges lists of this length.
+TUNED_K = 10
+COLUMNS = ("seen_allowed", "seen_masked", "discoveries")
+METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (5, TUNED_K))
+
+
+@dataclass
+class StudySettings:
+    """How systems are tuned and judged, the same for all."""
+
+    systems: list[str] = field(
+        default_factory=lambda: list(SYSTEMS), metadata={"help": f"What to compare: {', '.join(SYSTEMS)}."}
+    )
+    trials: int = field(default=8, metadata={"help": "Settings of each system that are tried on validation."})
+    tuning_seconds: float = field(
+        default=3600.0, metadata={"help": "CPU seconds after which no further trial of a system is begun."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of the final runs with the chosen setting."}
+    )
+    select_on: list[str] = field(
+        default_factory=lambda: ["seen_allowed", "seen_masked"],
+        metadata={"help": f"Columns whose mean decides on validation: {', '.join(COLUMNS)}."},
+    )
+    select_by: str = field(default="ndcg@10", metadata={"help": "Metric that decides.", "choices": METRICS})
+    validation_users: int = field(
+        default=0, metadata={"help": "Fixed sample of users that validation asks; 0 asks all."}
+    )
+    max_epochs: int = field(default=100, metadata={"help": "Most epochs of a fit."})
+    k: int = field(default=20, metadata={"help": "Length of the lists on test."})
+
+    def __post_init__(self) -> None:
+        for name, values, known in (("systems", self.systems, SYSTEMS), ("select_on", self.select_on, COLUMNS)):
+            if isinstance(values, list) and (not values or set(values) - set(known) or len(set(values)) < len(values)):
+                raise InputError(f"{name}: got {values}, expected one or several of {', '.join(known)}")
+        if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise InputError(f"seeds: got {self.seeds}, expected different whole numbers, such as 1 2 3")
+        if self.trials < 1 or self.max_epochs < 1:
+            name = "trials" if self.trials < 1 else "max_epochs"
+            raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if self.tuning_seconds <= 0:
+            raise InputError(f"tuning_seconds: got {self.tuning_seconds}, expected more than 0")
+        if self.k < TUNED_K:
+            raise InputError(f"k: got {self.k}, expected at least {TUNED_K}; the tables show lists of that length")

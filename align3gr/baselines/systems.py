@@ -1,0 +1,79 @@
+"""Every comparison system with the values that its tuning may try."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from align3gr.baselines.lightgcn import LightGCN
+from align3gr.baselines.matrix_factorization import MatrixFactorization
+from align3gr.baselines.sasrec import SASRec
+from align3gr.baselines.simple import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+
+
+@dataclass(frozen=True)
+class System:
+    """A comparison system.
+
+    Attributes:
+        make: takes one value of each entry of `space`; where `seeded`, also `seed`.
+        space: the values of each setting, the default first.
+        seeded: whether anything in it is random; such a system is judged with several seeds.
+        in_epochs: whether it trains in epochs, whose number `epochs` limits.
+    """
+
+    make: Callable[..., Any]
+    space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    seeded: bool = False
+    in_epochs: bool = False
+
+
+def history_then_item_knn(num_repeated: int, max_history: int, decay: float) -> HistoryThenItemKNN:
+    """[`HistoryThenItemKNN`] from plain values."""
+    return HistoryThenItemKNN(num_repeated, ItemKNN(max_history, decay))
+
+
+SYSTEMS = {
+    "popularity": System(Popularity),
+    "history, latest first": System(HistoryRepeat),
+    "item-kNN": System(ItemKNN, {"max_history": (20, 5, 10, 50), "decay": (0.8, 0.5, 0.9, 1.0)}),
+    "history, then item-kNN": System(
+        history_then_item_knn,
+        {"num_repeated": (5, 0, 1, 3, 10), "max_history": (20, 5, 10, 50), "decay": (0.8, 0.5, 0.9, 1.0)},
+    ),
+    "MF": System(
+        MatrixFactorization,
+        {"dim": (128, 64, 256), "alpha": (10.0, 1.0, 3.0, 40.0), "regularization": (0.1, 1.0, 10.0, 30.0)},
+        seeded=True,
+    ),
+    "LightGCN": System(
+        LightGCN,
+        {"learning_rate": (2e-2, 1e-2), "l2": (1e-4, 1e-3, 1e-5), "layers": (2, 3), "dim": (64, 128)},
+        seeded=True,
+        in_epochs=True,
+    ),
+    "SASRec": System(
+        SASRec,
+        {
+            "dropout": (0.3, 0.5, 0.2),
+            "dim": (64, 128),
+            "learning_rate": (3e-3, 1e-3),
+            "max_history": (50, 20),
+        },
+        seeded=True,
+        in_epochs=True,
+    ),
+}
+
+
+def draw_trials(space: Mapping[str, Sequence[Any]], trials: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The settings to try: the defaults, then others of the grid in random order, none twice.
+
+    >>> draw_trials({"dim": (8, 16)}, 5)
+    [{'dim': 8}, {'dim': 16}]
+    """
+    grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    order = np.random.default_rng(seed).permutation(np.arange(1, len(grid)))
+    return [grid[0], *(grid[at] for at in order)][:trials]

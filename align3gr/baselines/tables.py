@@ -1,0 +1,84 @@
+"""A study as Markdown: what each system reaches beside published rows, and how it was tuned."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align3gr.baselines.published import NOTE, PublishedRow
+
+# Heading, column of the evaluation, metric.
+_CELLS = tuple(
+    (f"{prefix}{metric[0].upper()}@{metric.rpartition('@')[2]}", column, metric)
+    for prefix, column, metrics in (
+        ("", "seen_allowed", ("recall@5", "recall@10", "ndcg@5", "ndcg@10")),
+        ("masked ", "seen_masked", ("recall@5", "recall@10", "ndcg@5", "ndcg@10")),
+        ("discoveries ", "discoveries", ("recall@10", "ndcg@10")),
+    )
+    for metric in metrics
+)
+
+
+def over_seeds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Final runs of one system -> means in the form of the evaluation's results, and beside them `sd` in the same
+    form (n - 1; without it for one run) and `seeds`."""
+    results = [cell["results"] for cell in cells]
+    row = _combine(results, np.mean)
+    if len(results) > 1:
+        row["sd"] = _combine(results, lambda values: np.std(values, ddof=1))
+    row["seeds"] = [cell["seed"] for cell in cells]
+    return row
+
+
+def results_table(rows: Mapping[str, Mapping[str, Any]], published: Sequence[PublishedRow] = ()) -> str:
+    """A Markdown table, mean ± standard deviation over seeds; a dash where a published row has no value.
+
+    Args:
+        rows: for each system what [`over_seeds`] says.
+        published: further rows.
+    """
+    lines = ["| | " + " | ".join(heading for heading, _, _ in _CELLS) + " | seeds |"]
+    lines.append("|---|" + "---:|" * (len(_CELLS) + 1))
+    for name, row in rows.items():
+        values = [_cell(row, column, metric) for _, column, metric in _CELLS]
+        lines.append(f"| {name} | " + " | ".join(values) + f" | {len(row['seeds']) if 'sd' in row else '-'} |")
+    for one in published:
+        values = [_cell(one.columns(), column, metric) for _, column, metric in _CELLS]
+        lines.append(f"| *{one.name}, published* | " + " | ".join(values) + " | - |")
+    return "\n".join(lines) + "\n" + (f"\n{NOTE}\n" if published else "")
+
+
+def tuning_table(tuned: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table of how each system came to its setting, and what it costs.
+
+    Args:
+        tuned: for each system `chosen` (its best trial), `trials`, `tuning_seconds` and `finals` (its final runs).
+    """
+    lines = [
+        "| | chosen setting | trials | CPU s | validation | best epoch | fit, CPU s | peak memory (MB) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, facts in tuned.items():
+        setting = ", ".join(f"{key} {value}" for key, value in facts["chosen"]["setting"].items()) or "-"
+        finals = facts["finals"]
+        epochs = ", ".join(str(cell["best_epoch"]) for cell in finals if "best_epoch" in cell) or "-"
+        lines.append(
+            f"| {name} | {setting} | {facts['trials']} | {facts['tuning_seconds']:,.0f} | "
+            f"{facts['chosen']['value']:.4f} | {epochs} | {np.mean([cell['fit_seconds'] for cell in finals]):,.1f} | "
+            f"{max(cell['peak_memory_mb'] for cell in finals):,} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _combine(results: Sequence[Any], function: Any) -> Any:
+    """The same tree with each leaf combined over the results; None where a leaf is None in one of them."""
+    if isinstance(results[0], Mapping):
+        return {key: _combine([result[key] for result in results], function) for key in results[0]}
+    return None if any(value is None for value in results) else float(function(results))
+
+
+def _cell(row: Mapping[str, Any], column: str, metric: str) -> str:
+    value = row.get(column, {}).get(metric)
+    if value is None:
+        return "-"
+    return f"{value:.4f} ± {row['sd'][column][metric]:.4f}" if "sd" in row else f"{value:.4f}"

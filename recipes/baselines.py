@@ -1,0 +1,98 @@
+"""Comparison systems: each tuned on validation, then judged on test with several seeds, beside published results."""
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from align3gr.baselines import PUBLISHED, Study, StudySettings, over_seeds, results_table, tuning_table
+from align3gr.data import Split
+from align3gr.evaluation import PER_USER_FILE, beyond_accuracy_table
+from align3gr.pipeline import MANIFEST, content_hash, stage_folder
+from align3gr.recipe import expand, parse, run_recipe
+
+FILES = ("items", "train", "validation", "test")
+PACKAGES = ("align3gr", "numpy", "torch", "implicit", "torch-geometric")
+
+
+@dataclass
+class BaselinesArguments:
+    run_dir: str = field(metadata={"help": "Folder of the study: fits in its folder cells, tables in evaluation."})
+    data: str = field(metadata={"help": "Folder of prepared data, such as runs/yelp/data."})
+    published: str = field(
+        default="none",
+        metadata={"help": "Whose published rows stand beside the others.", "choices": ("none", *PUBLISHED)},
+    )
+
+
+def installed(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write_tables(study: Study, arguments: BaselinesArguments) -> str:
+    """Writes what is there by now and says what is missing; the page."""
+    settings = study.settings
+    finals = {
+        system: [cell for seed in study.seeds(system) if (cell := study.final_run(system, seed)) is not None]
+        for system in settings.systems
+    }
+    rows = {system: over_seeds(cells) for system, cells in finals.items() if cells}
+    tuned = {
+        system: {
+            "chosen": study.chosen(system),
+            "trials": len(study.trials(system)),
+            "tuning_seconds": sum(cell["seconds"] for cell in study.trials(system)),
+            "finals": finals[system],
+        }
+        for system in rows
+    }
+    how = (
+        f"Tuned on validation by the mean {settings.select_by} of {' and '.join(settings.select_on)}: at most "
+        f"{settings.trials} settings and {settings.tuning_seconds:,.0f} CPU seconds a system, then the chosen setting "
+        f"with seeds {', '.join(map(str, settings.seeds))} where anything is random (mean ± standard deviation).\n"
+    )
+    missing = study.missing()
+    parts = [f"**Not finished.** Missing: {'; '.join(missing)}.\n"] if missing else []
+    published = PUBLISHED.get(arguments.published, ())
+    parts += [results_table(rows, published), how, tuning_table(tuned), beyond_accuracy_table(rows)]
+    page = "\n".join(parts)
+    folder = stage_folder(arguments.run_dir, "evaluate")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, facts in tuned.items():
+        rows[name]["tuning"] = {key: facts[key] for key in ("trials", "tuning_seconds")}
+        rows[name]["tuning"] |= {key: facts["chosen"][key] for key in ("setting", "value")}
+    manifest = {
+        "stage": "baselines",
+        "settings": asdict(settings),
+        "inputs": study.inputs,
+        "statistics": study.split.statistics,
+        "missing": missing,
+        "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
+    }
+    study.per_user().write_parquet(folder / PER_USER_FILE)
+    for name, content in ((MANIFEST, manifest), ("results.json", rows)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def main() -> None:
+    arguments, settings = parse([BaselinesArguments, StudySettings])
+    data = expand(arguments.data)
+    inputs = {f"{name}.parquet": content_hash(data / f"{name}.parquet") for name in FILES}
+    study = Study(Split.load(data), inputs, settings, Path(arguments.run_dir, "cells"))
+    # After each fit, so that a killed study has its table too.
+    study.run(progress=lambda: write_tables(study, arguments))
+    print(write_tables(study, arguments))
+    print(f"{study.computed} fits computed, the others were there already")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

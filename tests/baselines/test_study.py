@@ -1,0 +1,245 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from align3gr.baselines import ItemKNN, Study, StudySettings, systems
+from align3gr.baselines.systems import SYSTEMS, draw_trials
+from align3gr.data import Split
+from align3gr.errors import InputError
+from align3gr.evaluation import compare, three_columns
+from tests.conftest import ROOT, SMOKE
+
+pytest.importorskip("implicit")
+pytest.importorskip("torch_geometric")
+
+INPUTS = {"train.parquet": "a", "validation.parquet": "b", "test.parquet": "c"}
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory, run_stage):
+    """The folder of prepared data of the smoke market."""
+    run_dir = tmp_path_factory.mktemp("market")
+    run_stage("prepare", run_dir)
+    return run_dir / "data"
+
+
+@pytest.fixture(scope="module")
+def split(market):
+    return Split.load(market)
+
+
+@pytest.fixture(scope="module")
+def finished(market, tmp_path_factory, run_stage):
+    """A finished study of every system. Read only."""
+    run_dir = tmp_path_factory.mktemp("study")
+    run_stage("baselines", run_dir, data=market, published="yelp")
+    return run_dir
+
+
+def quick(**options) -> StudySettings:
+    values = {"systems": ["popularity", "item-kNN", "MF"], "trials": 3, "seeds": [1, 2], "k": 10}
+    return StudySettings(**values | options)
+
+
+def test_the_tables_have_every_system_beside_the_published_rows(finished):
+    rows = json.loads((finished / "evaluation" / "results.json").read_text())
+    assert list(rows) == list(SYSTEMS)
+    for name, row in rows.items():
+        assert 0 < row["seen_allowed"]["ndcg@10"] <= row["seen_allowed"]["recall@10"] <= 1, name
+        assert row["seeds"] == ([1, 2] if SYSTEMS[name].seeded else [0]), name
+    page = (finished / "evaluation" / "results.md").read_text()
+    assert "Not finished" not in page and "Published discriminative baselines mask seen items" in page
+    assert "| *TIGER, published* | 0.0253 | 0.0407 | 0.0164 | 0.0213 | - | - |" in page
+    assert "| *SASRec, published* | - | - | - | - | 0.0183 | 0.0296 | 0.0116 | 0.0152 |" in page
+    assert "validation by the mean ndcg@10 of seen_allowed and seen_masked: at most 2 settings" in page
+
+
+def test_means_are_those_of_the_ranks_of_every_user(finished):
+    row = json.loads((finished / "evaluation" / "results.json").read_text())["SASRec"]
+    ranks = pl.read_parquet(finished / "evaluation" / "per_user.parquet")
+    names = ["popularity", "history, latest first", "item-kNN", "history, then item-kNN"]
+    names += [f"{name}, seed {seed}" for name in ("MF", "LightGCN", "SASRec") for seed in (1, 2)]
+    assert set(ranks["system"]) == set(names)
+    for column, rank in (("seen_allowed", "rank_allowed"), ("seen_masked", "rank_masked")):
+        recalls = [
+            (ranks.filter(pl.col("system") == f"SASRec, seed {seed}")[rank] <= 10).fill_null(False).mean()
+            for seed in (1, 2)
+        ]
+        assert row[column]["recall@10"] == pytest.approx(np.mean(recalls))
+        assert row["sd"][column]["recall@10"] == pytest.approx(abs(recalls[0] - recalls[1]) / 2**0.5)
+    test = compare(finished, finished, "SASRec, seed 1", "MF, seed 2", column="seen_masked")
+    assert test.users == 200 and 0 <= test.p_value <= 1
+
+
+def test_a_second_run_computes_nothing(finished, market, run_stage, capsys):
+    cells = {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
+    table = (finished / "evaluation" / "results.md").read_text()
+    run_stage("baselines", finished, data=market, published="yelp")
+    assert "0 fits computed" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()} == cells
+    assert (finished / "evaluation" / "results.md").read_text() == table
+
+
+def test_results_joins_baselines_with_runs(finished, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "align3gr.cli", "results", str(finished), "--output", str(tmp_path / "r.md")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "r.md").read_text()
+    assert f"## {finished.name}" in page and "200 users" in page and "| LightGCN |" in page and "implicit" in page
+
+
+def test_a_killed_study_keeps_its_cells_and_goes_on(market, tmp_path, finished, run_stage):
+    command = [sys.executable, str(ROOT / "recipes" / "baselines.py"), "--config", str(SMOKE / "baselines.yaml")]
+    command += ["--run_dir", str(tmp_path), "--data", str(market), "--published", "yelp"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("cells/*.json"))) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
+    assert 5 <= len(kept) < len(list(finished.glob("cells/*.json")))
+    # What a kill in the middle of a write leaves behind is no cell.
+    (tmp_path / "cells" / "MF-trial-0123456789ab.tmp").write_text("{")
+    run_stage("baselines", tmp_path, data=market, published="yelp")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    results = [json.loads((run / "evaluation" / "results.json").read_text()) for run in (tmp_path, finished)]
+    for rows in results:
+        for row in rows.values():
+            del row["tuning"]["tuning_seconds"]
+    assert results[0] == results[1]
+
+
+def test_an_unfinished_study_says_what_is_missing(split, tmp_path):
+    study = Study(split, INPUTS, quick(), tmp_path)
+    assert study.missing()[0] == "popularity: 0 of at most 3 trials done, no final run"
+    said = []
+
+    def interrupt():
+        said.append(study.missing())
+        if study.computed == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(interrupt)
+    # 1 + 3 + 3 trials; then the first seed of popularity and item-kNN.
+    assert said[4][1:] == ["item-kNN: final runs of seed 0", "MF: 1 of at most 3 trials done, no final run"]
+    assert study.missing() == ["MF: final runs of seed 1, 2"]
+    again = Study(split, INPUTS, quick(), tmp_path)
+    again.run()
+    assert again.computed == 2 and again.missing() == []
+
+
+def test_rows_are_those_of_the_evaluator(split, tmp_path):
+    study = Study(split, INPUTS, quick(systems=["item-kNN"], trials=1), tmp_path)
+    study.run()
+    questions = split.histories("test")
+    model = ItemKNN().fit(split.train_sequences(), questions.num_items)
+    lists = [model.rank(questions.histories, 10, exclude_seen=seen) for seen in (False, True)]
+    expected = three_columns(*lists, questions.targets, questions.histories, (5, 10), questions.ratings)
+    got = study.final_run("item-kNN", 0)["results"]
+    for column, metrics in expected.items():
+        assert {name: got[column][name] for name in metrics} == metrics, column
+
+
+def test_the_best_trial_on_validation_is_chosen(split, tmp_path):
+    study = Study(split, INPUTS, quick(systems=["item-kNN"], trials=16), tmp_path)
+    study.run()
+    trials = study.trials("item-kNN")
+    assert len(trials) == 16
+    questions = split.histories("validation")
+    values = []
+    for cell in trials:
+        model = ItemKNN(**cell["setting"]).fit(split.train_sequences(), questions.num_items)
+        lists = [model.rank(questions.histories, 10, exclude_seen=seen) for seen in (False, True)]
+        columns = three_columns(*lists, questions.targets, questions.histories, (10,))
+        values.append((columns["seen_allowed"]["ndcg@10"] + columns["seen_masked"]["ndcg@10"]) / 2)
+    assert [cell["value"] for cell in trials] == pytest.approx(values)
+    assert study.chosen("item-kNN") == trials[int(np.argmax(values))]
+
+
+def test_no_trial_begins_after_the_seconds(split, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr("align3gr.baselines.study.time.process_time", lambda: next(clock))
+    study = Study(split, INPUTS, quick(systems=["MF"], trials=6, tuning_seconds=10), tmp_path)
+    study.run()
+    # Each trial asks the clock three times: it takes 8 seconds; the third would begin at 16.
+    assert [cell["seconds"] for cell in study.trials("MF")] == [8, 8]
+    assert study.missing() == []
+
+
+def test_cells_depend_on_what_they_see(split, tmp_path):
+    Study(split, INPUTS, quick(), tmp_path).run()
+
+    def computed(inputs=INPUTS, **options) -> int:
+        study = Study(split, inputs, quick(**options), tmp_path)
+        study.run()
+        return study.computed
+
+    assert computed() == 0
+    assert computed(seeds=[1, 2, 5]) == 1
+    assert computed(max_epochs=7) == 0  # none of these trains in epochs
+    assert computed(k=20) == 1 + 1 + 2
+    # Other test targets change no trial; other validation targets change everything.
+    assert computed(inputs=INPUTS | {"test.parquet": "other"}) == 1 + 1 + 2
+    assert computed(inputs=INPUTS | {"validation.parquet": "other"}) == (1 + 3 + 3) + (1 + 1 + 2)
+    assert computed(select_by="recall@10") == (1 + 3 + 3) + (1 + 1 + 2)
+
+
+def test_test_targets_change_no_fit(split, tmp_path):
+    permuted = dataclasses.replace(
+        split, test=split.test.with_columns(pl.Series("item_id", split.test["item_id"].to_numpy()[::-1]))
+    )
+    curves = []
+    for number, data in enumerate((split, permuted)):
+        settings = quick(systems=["SASRec"], trials=2, seeds=[1], max_epochs=2)
+        study = Study(data, INPUTS, settings, tmp_path / str(number))
+        study.run()
+        curves.append([cell["curve"] for cell in (*study.trials("SASRec"), study.final_run("SASRec", 1))])
+    assert curves[0] == curves[1]
+
+
+def test_trials_are_the_defaults_and_then_others_of_the_grid():
+    space = SYSTEMS["MF"].space
+    drawn = draw_trials(space, 1000)
+    assert drawn[0] == {name: values[0] for name, values in space.items()}
+    assert len({json.dumps(setting) for setting in drawn}) == len(drawn) == np.prod([len(v) for v in space.values()])
+    assert draw_trials(space, 5) == drawn[:5] != draw_trials(space, 5, seed=1)
+    assert draw_trials(SYSTEMS["popularity"].space, 3) == [{}]
+
+
+@pytest.mark.parametrize("name", [name for name, system in systems.SYSTEMS.items() if system.space])
+def test_every_value_of_a_space_is_accepted(name):
+    system = SYSTEMS[name]
+    for option, values in system.space.items():
+        for value in values:
+            system.make(**{key: choice[0] for key, choice in system.space.items()} | {option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"systems": ["MF", "GRU4Rec"]}, "systems: got .*GRU4Rec.*popularity"),
+        ({"systems": []}, "systems: got"),
+        ({"select_on": ["masked"]}, "select_on: got .*'masked'.*seen_masked"),
+        ({"seeds": [1, 1]}, "seeds: got"),
+        ({"trials": 0}, "trials: got 0"),
+        ({"max_epochs": 0}, "max_epochs: got 0"),
+        ({"tuning_seconds": 0}, "tuning_seconds: got 0"),
+        ({"k": 5}, "k: got 5, expected at least 10"),
+    ],
+)
+def test_bad_settings_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        StudySettings(**options)

@@ -1,0 +1,54 @@
+import pytest
+
+from align3gr.baselines import PUBLISHED, over_seeds, results_table, tuning_table
+
+COLUMNS = ("seen_allowed", "seen_masked", "discoveries")
+METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+
+
+def cell(seed, value, **more):
+    return {
+        "seed": seed,
+        "results": {column: dict.fromkeys(METRICS, value) | {"users": 7} for column in COLUMNS},
+    } | more
+
+
+def test_means_and_deviations_over_seeds():
+    row = over_seeds([cell(1, 0.1), cell(2, 0.2), cell(5, 0.6)])
+    assert row["seen_masked"]["ndcg@5"] == pytest.approx(0.3) and row["seen_masked"]["users"] == 7
+    # Squared deviations .04 + .01 + .09 over n - 1 = 2.
+    assert row["sd"]["discoveries"]["recall@10"] == pytest.approx(0.07**0.5)
+    assert row["seeds"] == [1, 2, 5]
+    assert "sd" not in over_seeds([cell(0, 0.1)])
+
+
+def test_a_value_that_a_seed_lacks_is_left_out():
+    cells = [cell(1, 0.1), cell(2, 0.2)]
+    cells[0]["results"]["beyond_accuracy"] = {"gini@5": 0.5}
+    cells[1]["results"]["beyond_accuracy"] = {"gini@5": None}
+    assert over_seeds(cells)["beyond_accuracy"] == {"gini@5": None}
+
+
+def test_published_rows_stand_in_the_columns_of_their_protocol():
+    rows = {"MF": over_seeds([cell(1, 0.1), cell(2, 0.3)]), "popularity": over_seeds([cell(0, 0.05)])}
+    lines = results_table(rows, PUBLISHED["yelp"]).splitlines()
+    assert lines[0].startswith("| | R@5 | R@10 | N@5 | N@10 | masked R@5 |")
+    assert lines[2] == "| MF | " + "0.2000 ± 0.1414 | " * 10 + "2 |"
+    assert lines[3] == "| popularity | " + "0.0500 | " * 10 + "- |"
+    published = {
+        line.split(",")[0].removeprefix("| *"): line.split(" | ")[1:] for line in lines if "published*" in line
+    }
+    assert len(published) == 15
+    assert published["LightGCN"] == [*"----", "0.0248", "0.0407", "0.0156", "0.0207", *"--", "- |"]
+    assert published["Align3GR (Llama2-7B)"][:5] == ["0.0425", "0.0679", "0.0299", "0.0403", "-"]
+    assert "published" not in results_table(rows)
+
+
+def test_how_a_system_was_tuned():
+    trial = {"setting": {"dim": 64, "loss": "bce"}, "value": 0.01234}
+    finals = [
+        cell(1, 0.1, fit_seconds=10.0, peak_memory_mb=900, best_epoch=4),
+        cell(2, 0.1, fit_seconds=30.0, peak_memory_mb=1100, best_epoch=7),
+    ]
+    table = tuning_table({"SASRec": {"chosen": trial, "trials": 3, "tuning_seconds": 61.2, "finals": finals}})
+    assert table.splitlines()[2] == "| SASRec | dim 64, loss bce | 3 | 61 | 0.0123 | 4, 7 | 20.0 | 1,100 |"
