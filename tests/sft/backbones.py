@@ -42,15 +42,23 @@ def base_tokenizer(pad: bool = True) -> PreTrainedTokenizerFast:
 
 
 def save_backbone(
-    folder: Path, family: str = "llama", tied: bool = False, pad: bool = True, dtype: torch.dtype = torch.float32
+    folder: Path,
+    family: str = "llama",
+    tied: bool = False,
+    pad: bool = True,
+    dtype: torch.dtype = torch.float32,
+    **sizes: int,
 ) -> Path:
     """A model of random weights with its tokenizer, as a folder of the Hub."""
     tokenizer = base_tokenizer(pad)
     torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(tokenizer) + SPARE_ROWS.get(family, 0),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+    } | sizes
     config = FAMILIES[family](
-        vocab_size=len(tokenizer) + SPARE_ROWS.get(family, 0),
-        hidden_size=16,
-        intermediate_size=32,
+        **sizes,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

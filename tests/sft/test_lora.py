@@ -186,6 +186,18 @@ def test_an_opened_adapter_trains_on(tmp_path):
     assert not any(value.requires_grad for value in open_adapter(tmp_path / "adapter").parameters())
 
 
+def test_the_seed_alone_decides_how_an_adapter_starts(tmp_path):
+    def start(seed):
+        torch.rand(7)  # the state of the moment does not count
+        model, tokenizer = load_backbone(save_backbone(tmp_path), [4, 3], [2])
+        state = torch.get_rng_state()
+        weights = add_lora(model, tokenizer, LoRAArguments(lora_r=2), seed=seed).state_dict()
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([value.flatten() for name, value in weights.items() if "lora_A" in name])
+
+    assert torch.equal(start(3), start(3)) and not torch.equal(start(3), start(4))
+
+
 def recommender(model, tokenizer) -> Recommender:
     items = pl.DataFrame(
         {
