@@ -40,9 +40,14 @@ from align3gr.scid import PromptBuilder, SCIDTokenizer, train_base_tokenizer
 from align3gr.sft import TreeCollator, every_item_rows, prefix_rows, tree_rows
 
 SHORT = "[{user}]{history}"
-INSTRUCTION = "[User{user}. ]Predict the next item from those chosen so far, oldest first:{history}. Next:"
+INSTRUCTION = (
+    "An instruction describes a task, the response completes it. Instruction: predict the item that the user chooses "
+    "next from those chosen so far, oldest first.[ User{user}.] Items:{history}. Response:"
+)
+SENTENCE = "[User{user}. ]Predict the next item from those chosen so far, oldest first:{history}. Next:"
 QUESTION = "[User{user}. ]Items chosen so far, oldest first:{history}. What is the next item?"
-MAX_HISTORY, BATCH_TOKENS, CODEBOOK = 20, 2048, 256
+PROMPTS = {"instruction in front": INSTRUCTION, "sentence in front": SENTENCE, "question behind": QUESTION}
+MAX_HISTORY, BATCH_TOKENS, CODEBOOK = 20, 1024, 256
 SIZES = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8}
 
 Collator = Callable[[list[Any]], dict[str, Tensor]]
@@ -143,9 +148,9 @@ def measure(
     sequences: list[list[int]], titles: list[str], users: int, rounds: int, full: bool, sizes: dict[str, int]
 ) -> tuple[dict[str, float], Table]:
     """The figures and the table."""
-    texts = [*titles, *[INSTRUCTION, QUESTION] * len(titles)]
+    texts = [*titles, *list(PROMPTS.values()) * len(titles)]
     tokenizer = SCIDTokenizer.from_base(train_base_tokenizer(texts, 1000), [CODEBOOK] * 3, [CODEBOOK])
-    templates = {"instruction in front": INSTRUCTION} | ({"question behind": QUESTION} if full else {})
+    templates = PROMPTS if full else {"instruction in front": INSTRUCTION}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     drawn = draw(sequences, users)
@@ -170,18 +175,19 @@ def measure(
         "tree_token_ratio": objectives[first].tokens / objectives["tree, instruction in front"].tokens,
     }
     if full:
+        figures["tree_ratio_sentence"] = times["prefix, sentence in front"] / times["tree, sentence in front"]
         figures["tree_ratio_question"] = times["prefix, question behind"] / times["tree, question behind"]
     return figures, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="four times the users, and a question behind the history")
+    parser.add_argument("--full", action="store_true", help="four times the users, and other prompts")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sequences, titles = read_yelp()
-    users = 200 if options.full else 50
+    users = 400 if options.full else 100
     figures, table = measure(sequences, titles, users, rounds=3, full=options.full, sizes=SIZES)
     Console(width=120).print(table)
     line = json.dumps(figures)

@@ -20,8 +20,8 @@ from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
 from align3gr.sft.dataset import BRANCH_SEEN, BRANCH_STARTS, IGNORE, dataset_of, plain_row
 
-# Branches of one row pay for masked attention among each other: few where a header is short beside max_history.
-LONG_HISTORIES_A_ROW = 4
+# More would save more headers, and pay for it with attention that is computed and masked.
+LONG_HISTORIES_A_ROW = 2
 
 
 class PositionCodes(Protocol):
