@@ -116,7 +116,8 @@ def test_every_recipe_file_is_accepted_by_its_recipe(config, monkeypatch, tmp_pa
 
     monkeypatch.setattr("align3gr.recipe.parse", record)
     with pytest.raises(InputError, match="stop here"):
-        runpy.run_path(str(ROOT / "recipes" / f"{config.stem}.py"))["main"]()
+        # sft-llama2-7b.yaml is another file of options for sft.py.
+        runpy.run_path(str(ROOT / "recipes" / f"{config.stem.partition('-')[0]}.py"))["main"]()
     assert seen
 
 
