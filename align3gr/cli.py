@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align3gr.errors import InputError
@@ -127,8 +127,15 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
         "--output", required=True, help="Parquet to write: row, user_id, rank, item_id, title, score"
     )
     recommend.add_argument("--k", type=int, default=10, help="length of the lists (default: 10)")
-    recommend.add_argument("--num_beams", type=int, default=20, help="beams, at least k (default: 20)")
-    recommend.add_argument("--batch_size", type=int, default=64, help="users in one search (default: 64)")
+    recommend.add_argument(
+        "--num_beams",
+        type=_int_or("all"),
+        default=20,
+        help="beams, at least k, or all to score every item (default: 20)",
+    )
+    recommend.add_argument(
+        "--batch_size", type=_int_or("auto"), default="auto", help="users in one search (default: as many as fit)"
+    )
     recommend.add_argument("--exclude_seen", action="store_true", help="leave out the items of the user's history")
     recommend.add_argument(
         "--allowed", help="items that alone may be shown: text, one id a line, or Parquet (item_id)"
@@ -144,6 +151,14 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--accelerate_config", help="launch through accelerate with this configuration (name or file), such as cpu_ddp"
     )
+
+
+def _int_or(word: str) -> Callable[[str], int | str]:
+    def parse(text: str) -> int | str:
+        return word if text == word else int(text)
+
+    parse.__name__ = f"number, or {word}"  # argparse: invalid <name> value
+    return parse
 
 
 def _audit(parsed: argparse.Namespace) -> int:
@@ -259,7 +274,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
     # What is quickly seen to be wrong is said before the model is loaded, and once, whatever the number of processes.
     check_histories(parsed.input)
     allowed = None if parsed.allowed is None else read_item_ids(parsed.allowed)
-    if not 1 <= parsed.k <= parsed.num_beams:
+    if parsed.num_beams != "all" and not 1 <= parsed.k <= parsed.num_beams:
         raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")
     if parsed.accelerate_config is not None:
         command = _accelerate(parsed.accelerate_config)

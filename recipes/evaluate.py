@@ -38,9 +38,9 @@ BASELINES = {
 @dataclass
 class EvaluateArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; the tables appear in its folder evaluation."})
-    num_beams: int = field(default=20, metadata={"help": "Beam of the search."})
-    k: int = field(default=0, metadata={"help": "Length of the lists, at most num_beams; 0 takes num_beams."})
-    batch_size: int = field(default=64, metadata={"help": "Prompts in one search."})
+    num_beams: int = field(default=20, metadata={"help": "Beam of the search; 0 scores every item."})
+    k: int = field(default=0, metadata={"help": "Length of the lists, at most num_beams; 0 takes num_beams, or 20."})
+    batch_size: int = field(default=0, metadata={"help": "Prompts in one search; 0 takes as many as fit."})
     stage_users: int = field(
         default=0, metadata={"help": "Fixed sample of users for the stages before the last one; 0 takes all users."}
     )
@@ -49,8 +49,8 @@ class EvaluateArguments:
 
 def main() -> None:
     (arguments,) = parse([EvaluateArguments])
-    k = arguments.k or arguments.num_beams
-    ks = reported_ks(k, arguments.num_beams)
+    k = arguments.k or arguments.num_beams or 20
+    ks = reported_ks(k, arguments.num_beams or k)
     data, embeddings, scid, sft, sp_dpo = (stage_folder(arguments.run_dir, name) for name in STAGES[:-1])
     vectors = embeddings / "items.parquet"
     inputs = [data, scid / "item_codes.parquet", scid / "user_codes.parquet", sft / "model"]
@@ -81,13 +81,13 @@ def main() -> None:
         if sp_dpo.is_dir():
             curriculum = json.loads((sp_dpo / "curriculum.json").read_text(encoding="utf-8"))
         device = process.device if process.num_processes > 1 else None
-        recommender = Recommender.from_pretrained(sft / "model", device=device, num_beams=arguments.num_beams)
+        recommender = Recommender.from_pretrained(sft / "model", device=device, num_beams=arguments.num_beams or "all")
         sample = sample_users(questions, arguments.stage_users, arguments.seed)
         policies = {
             name: (folder, questions if folder.name == "model" else sample)
             for name, folder in policies_of(sft, sp_dpo, curriculum).items()
         }
-        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, arguments.batch_size)
+        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, arguments.batch_size or "auto")
         if not process.is_main_process:
             return
         rows = evaluation.results

@@ -135,14 +135,18 @@ def test_recommend_serves_a_file_from_a_model_folder(smoke_run, tmp_path):
     assert "lists for 12 users" in done.stdout
     out = pl.read_parquet(tmp_path / "out.parquet")
     assert out.height == 48 and set(out["item_id"]) <= set(items)
+    done = align3gr(*common, "--k", 4, "--num_beams", "all", "--batch_size", "auto", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert pl.read_parquet(tmp_path / "out.parquet").height == 48
     assert out["user_id"].unique(maintain_order=True).to_list() == pl.read_parquet(train)["user_id"][:12].to_list()
     pl.DataFrame({"items": [["no such item"]]}).write_parquet(tmp_path / "in.parquet")
     for options, words in (
         (["--k", 21], ["--k 21", "--num_beams=20"]),
         ([], ["in.parquet: row 0", "'no such item'"]),
         (["--allowed", tmp_path / "no.txt"], ["no.txt: not found"]),
+        (["--num_beams", "every"], ["invalid number, or all value: 'every'"]),
     ):
         done = align3gr(*common, "--device", "cpu", *options)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        errors = [line for line in done.stderr.splitlines() if "error: " in line]
         assert len(errors) == 1 and all(word in errors[0] for word in words), done.stderr

@@ -6,7 +6,9 @@ from typing import cast
 import numpy as np
 
 from align3gr.data.tables import EvaluationSet
-from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
+from align3gr.decoding.batch_size import BatchSize
+from align3gr.decoding.rankings import generate_rankings
+from align3gr.decoding.search import ConstrainedSearch
 from align3gr.evaluation.metrics import three_columns
 from align3gr.processes import in_shares
 from align3gr.scid.prompts import PromptBuilder
@@ -16,13 +18,13 @@ BLOCK_USERS = 1024
 
 
 def rank_policy(
-    search: ConstrainedBeamSearch,
+    search: ConstrainedSearch,
     prompts: PromptBuilder,
     questions: EvaluationSet,
     item_codes: np.ndarray,
     user_codes: np.ndarray | None,
     k: int,
-    batch_size: int = 64,
+    batch_size: BatchSize = "auto",
     progress: bool = True,
     distributed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +37,7 @@ def rank_policy(
         item_codes: `(items, levels)`.
         user_codes: `(users, levels)`, or None for prompts without users.
         k: length of the lists.
-        batch_size: prompts in one search.
+        batch_size: prompts in one search, or "auto"; see `generate_rankings`.
         progress: whether to show a progress bar.
         distributed: share the users out over the processes of the launch, see [`generate_rankings`].
 
@@ -67,13 +69,13 @@ def rank_histories(rank: Callable[[Sequence[np.ndarray]], np.ndarray], histories
 
 
 def evaluate_policy(
-    search: ConstrainedBeamSearch,
+    search: ConstrainedSearch,
     prompts: PromptBuilder,
     questions: EvaluationSet,
     item_codes: np.ndarray,
     user_codes: np.ndarray | None,
     ks: tuple[int, ...] = (5, 10),
-    batch_size: int = 64,
+    batch_size: BatchSize = "auto",
     progress: bool = True,
     distributed: bool = False,
 ) -> dict[str, dict[str, float]]:
@@ -86,7 +88,7 @@ def evaluate_policy(
         item_codes: `(items, levels)`.
         user_codes: `(users, levels)`, or None for prompts without users.
         ks: lengths of the lists that are judged.
-        batch_size: prompts in one search.
+        batch_size: prompts in one search, or "auto"; see `generate_rankings`.
         progress: whether to show a progress bar.
         distributed: share the users out over the processes of the launch; each gets the same metrics.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from align3gr.data.evaluation_set import EvaluationSet
-from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.batch_size import BatchSize
 from align3gr.decoding.recommender import Recommender
 from align3gr.evaluation.evaluator import rank_policy
 from align3gr.evaluation.full_evaluation import FullEvaluation
@@ -22,7 +22,7 @@ def judge_policies(
     item_codes: np.ndarray,
     user_codes: np.ndarray | None,
     k: int,
-    batch_size: int = 64,
+    batch_size: BatchSize = "auto",
 ) -> None:
     """Rank the questions with each policy; the processes of a launch share the users, the main one alone judges.
 
@@ -36,7 +36,7 @@ def judge_policies(
         item_codes: `(items, levels)`.
         user_codes: `(users, levels)`, or None for prompts without users.
         k: length of the lists.
-        batch_size: prompts in one search.
+        batch_size: prompts in one search, or "auto"; see `generate_rankings`.
     """
     main = launched().is_main_process
     ranked: dict[tuple[str, bytes], str] = {}
@@ -49,8 +49,7 @@ def judge_policies(
         begun = time.perf_counter()
         model = type(recommender.model).from_pretrained(folder)
         model.to(recommender.model.device)  # type: ignore[arg-type]
-        prompts, known = recommender.prompt_builder, recommender.search
-        search = ConstrainedBeamSearch(model, known.trie, prompts.vocabulary.item_tokens, known.num_beams)
+        prompts, search = recommender.prompt_builder, recommender.search.with_model(model)
         lists = rank_policy(
             search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True
         )

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from align3gr.decoding.beam_search import ConstrainedBeamSearch, generate_rankings
 from align3gr.decoding.exhaustive import exhaustive_scores
+from align3gr.decoding.exhaustive_search import ExhaustiveSearch
 from align3gr.decoding.item_filter import ItemFilter
+from align3gr.decoding.stochastic_beams import StochasticBeamSearch
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
@@ -37,7 +39,8 @@ def requests(draw):
     codes = [[draw(st.integers(0, size - 1)) for size in sizes] for _ in range(items)]
     some = st.sets(st.integers(-1, items + 2), max_size=items + 3).map(sorted)
     sets = st.one_of(st.none(), some, st.tuples(some, some).map(list))
-    return sizes, torch.tensor(codes), draw(sets), draw(sets), draw(st.integers(1, 8))
+    prompts = draw(st.lists(st.lists(st.integers(1, 59), min_size=1, max_size=6), min_size=2, max_size=2))
+    return sizes, torch.tensor(codes), draw(sets), draw(sets), draw(st.integers(1, 8)), prompts
 
 
 def of_row(sets, row: int) -> list[int] | None:
@@ -45,28 +48,42 @@ def of_row(sets, row: int) -> list[int] | None:
 
 
 @given(requests())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_lists_are_the_best_of_the_items_left(model, drawn):
-    """Nothing outside, nothing denied, as many as there are up to the beam, and with wide beams the true order."""
-    sizes, codes, allowed, denied, num_beams = drawn
-    trie, tokens = SCIDTrie.from_codes(codes, sizes), level_tokens(sizes)
-    narrow = ConstrainedBeamSearch(model, trie, tokens, num_beams=num_beams)
-    wide = ConstrainedBeamSearch(model, trie, tokens, num_beams=len(codes))
-    lists = narrow.search(INPUT_IDS, MASK, allowed, denied).top(num_beams)
-    exact = wide.search(INPUT_IDS, MASK, allowed, denied).top(len(codes))
-    for row, prompt in enumerate(PROMPTS):
-        left = set(range(len(codes))) - set(of_row(denied, row) or [])
+    """Nothing outside, nothing denied, none twice, as many as there are up to k, with their own scores, in order.
+
+    Where every prefix is kept, in a wide beam and in the exhaustive search, the order is that of all scores.
+    """
+    sizes, codes, allowed, denied, k, prompts = drawn
+    trie, tokens, items = SCIDTrie.from_codes(codes, sizes), level_tokens(sizes), len(codes)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    searches = {
+        "narrow": (ConstrainedBeamSearch(model, trie, tokens, num_beams=k), k),
+        "wide": (ConstrainedBeamSearch(model, trie, tokens, num_beams=items), items),
+        "exhaustive": (ExhaustiveSearch(model, trie, tokens), items),
+        "sampled": (StochasticBeamSearch(model, trie, tokens, num_beams=k, seed=k), k),
+    }
+    outputs = {name: search.search(ids, mask, allowed, denied).top(n) for name, (search, n) in searches.items()}
+    for row, prompt in enumerate(prompts):
+        left = set(range(items)) - set(of_row(denied, row) or [])
         if allowed is not None:
             left &= set(of_row(allowed, row) or [])
-        shown = [item for item in lists.items[row].tolist() if item != -1]
-        assert len(shown) == min(num_beams, len(left)) and set(shown) <= left
         truth = exhaustive_scores(model, trie, tokens, prompt)
         best = sorted(left, key=lambda item: (-truth[item].item(), codes[item].tolist(), item))
-        found = exact.items[row].tolist()[: len(best)]
-        assert set(found) == left and exact.items[row].tolist()[len(best) :] == [-1] * (len(codes) - len(best))
-        # Equal but for rounding may stand in another order; the score of each place may not differ.
-        torch.testing.assert_close(truth[found], truth[best], atol=2e-5, rtol=0)
-        torch.testing.assert_close(exact.scores[row, : len(best)], truth[best], atol=1e-4, rtol=0)
+        for name, (_, n) in searches.items():
+            shown = outputs[name].items[row].tolist()
+            length = min(n, len(left))
+            assert set(shown[:length]) <= left and len(set(shown[:length])) == length, name
+            assert shown[length:] == [-1] * (n - length), name
+            scores = outputs[name].scores[row, :length]
+            torch.testing.assert_close(scores, truth[shown[:length]], atol=1e-4, rtol=0)
+            assert outputs[name].scores[row, length:].isinf().all()
+            assert name == "sampled" or (scores.diff() <= 0).all()
+            if name in ("wide", "exhaustive"):
+                # Equal but for rounding may stand in another order; the score of each place may not differ.
+                torch.testing.assert_close(truth[shown[:length]], truth[best], atol=2e-5, rtol=0)
 
 
 def test_a_long_deny_list_starves_a_list_that_is_masked_afterwards_but_not_a_search(model):

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from align3gr.decoding.recommender import Recommendation, Recommender
 from align3gr.decoding.trie import SCIDTrie
@@ -37,6 +37,28 @@ def test_lists_are_the_models_ranking(recommender):
         )
     titles = {entry.item_id: entry.title for entry in lists[0]}
     assert titles == {"a": "A", "b": "B", "c": "", "d": "D", "e": "E", "f": "F"}
+
+
+def test_all_in_place_of_beams_gives_the_true_best(tiny_model, tokenizer, tables, tmp_path):
+    recommender = Recommender(tiny_model(), tokenizer, *tables, num_beams="all")
+    scores = expected_scores(recommender, [0, 2, 6, 10])
+    ranking = recommender.recommend([["a"]], k=2)[0]
+    assert [entry.item_id for entry in ranking] == sorted(scores, key=scores.get, reverse=True)[:2]
+    recommender.save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path, device="cpu", num_beams="all")
+    assert loaded.recommend([["a"]], k=6)[0][:2] == ranking
+    with pytest.raises(InputError, match="widths: there are no beams"):
+        Recommender(tiny_model(), tokenizer, *tables, num_beams="all", widths=[1, 1, 1])
+
+
+def test_a_search_goes_on_with_another_model(tiny_model, tokenizer, tables):
+    first, second = (Recommender(tiny_model(seed=seed), tokenizer, *tables, num_beams=6) for seed in (0, 1))
+    prompt = torch.tensor([[0, 2, 6, 10]])
+    moved = first.search.with_model(second.model)
+    assert moved.search(prompt).top(6).items.tolist() == second.search.search(prompt).top(6).items.tolist()
+    assert first.search.search(prompt).top(6).items.tolist() != moved.search(prompt).top(6).items.tolist()
+    with pytest.raises(InputError, match="the model has 10 tokens"):
+        first.search.with_model(LlamaForCausalLM(LlamaConfig(vocab_size=10, hidden_size=32, intermediate_size=8)))
 
 
 def test_seen_items_can_be_left_out(recommender):
