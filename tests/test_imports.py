@@ -62,11 +62,13 @@ def test_importing_align3gr_loads_no_heavy_library():
 
 def test_every_public_name_exists():
     import align3gr
+    import align3gr.baselines
     import align3gr.dpo
     import align3gr.encoders
     import align3gr.report
     import align3gr.scid
     import align3gr.sft
 
-    for package in (align3gr, align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report):
+    lazy = (align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report, align3gr.baselines)
+    for package in (align3gr, *lazy):
         assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)

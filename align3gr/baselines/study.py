@@ -25,6 +25,7 @@ from align3gr.baselines.systems import SYSTEMS, draw_trials
 from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
 from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.errors import InputError
 from align3gr.evaluation import FullEvaluation, reported_ks, sample_users, three_columns
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,16 @@ class Study:
 
         Args:
             progress: called after each cell that was computed.
+
+        Raises:
+            InputError: the folder cannot be made, or a system's library is not installed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"run_dir: cannot write {self.folder}: {error.strerror}; choose another run_dir"
+            ) from error
         systems = self.settings.systems
         for system in systems:
             while (setting := self.next_trial(system)) is not None:
@@ -156,8 +165,12 @@ class Study:
         return self.folder / f"{system}-{key['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.{suffix}"
 
     def _read(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        path = self._path(key, "json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if key["kind"] == "final" and not self._path(key, "parquet").is_file():
+            return None
+        # What is missing or was damaged is computed again.
+        with suppress(OSError, ValueError):
+            return json.loads(self._path(key, "json").read_text(encoding="utf-8"))
+        return None
 
     def _compute(self, key: dict[str, Any]) -> None:
         """Fits, judges, and writes the cell: its JSON file last, so that a killed one is not there."""
