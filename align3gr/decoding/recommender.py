@@ -269,7 +269,8 @@ class Recommender:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, **({} if state_dict is None else {"state_dict": state_dict}))
+        weights: dict[str, Any] = {} if state_dict is None else {"state_dict": state_dict}
+        self.model.save_pretrained(folder, **weights)
         self.tokenizer.save_pretrained(folder)
         self.prompt_builder.save_pretrained(folder)
         self.items.write_parquet(folder / ITEM_CODES_FILE)

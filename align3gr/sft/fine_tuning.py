@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
 from align3gr.data import Split
@@ -67,7 +68,9 @@ def recommending_validation(
     def validate(model: PreTrainedModel) -> dict[str, float]:
         tokens, beams = prompts.vocabulary.item_tokens, arguments.validation_beams
         search = ConstrainedBeamSearch(model, recommender.search.trie, tokens, beams)
-        columns = evaluate_policy(search, prompts, questions, item_codes, user_codes, distributed=True)
+        # Under ZeRO-3 every forward is one of all processes, so none may have another number of them.
+        shared = not is_deepspeed_zero3_enabled()
+        columns = evaluate_policy(search, prompts, questions, item_codes, user_codes, distributed=shared)
         return columns["seen_allowed"]
 
     return validate

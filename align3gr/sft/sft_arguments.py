@@ -31,8 +31,8 @@ class SFTArguments:
     tasks: list[str] = field(
         default_factory=lambda: ["sequential"],
         metadata={
-            "help": "sequential, asymmetric, intention, preference, item_text, user_profile; each with =WEIGHT, the "
-            "passes over it in an epoch."
+            "help": "sequential, asymmetric, intention, preference, item_text, user_profile, repetition; each with "
+            "=WEIGHT, the passes over it in an epoch."
         },
     )
     templates: str = field(default="compact", metadata={"help": "natural, compact, or a YAML file of your own."})
