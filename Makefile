@@ -30,6 +30,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/softmax_dpo.py
+	$(BIN)/python benchmarks/sft.py
 	$(BIN)/python benchmarks/tokenize.py
 	$(BIN)/python benchmarks/token_quality.py
 	$(BIN)/python benchmarks/metrics.py
