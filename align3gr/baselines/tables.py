@@ -37,11 +37,11 @@ def results_table(rows: Mapping[str, Mapping[str, Any]], published: Sequence[Pub
         rows: for each system what [`over_seeds`] says.
         published: further rows.
     """
-    lines = ["| | " + " | ".join(heading for heading, _, _ in _CELLS) + " | seeds |"]
+    lines = ["| | " + " | ".join(heading for heading, _, _ in _CELLS) + " | runs |"]
     lines.append("|---|" + "---:|" * (len(_CELLS) + 1))
     for name, row in rows.items():
         values = [_cell(row, column, metric) for _, column, metric in _CELLS]
-        lines.append(f"| {name} | " + " | ".join(values) + f" | {len(row['seeds']) if 'sd' in row else '-'} |")
+        lines.append(f"| {name} | " + " | ".join(values) + f" | {len(row['seeds'])} |")
     for one in published:
         values = [_cell(one.columns(), column, metric) for _, column, metric in _CELLS]
         lines.append(f"| *{one.name}, published* | " + " | ".join(values) + " | - |")

@@ -34,7 +34,7 @@ def test_published_rows_stand_in_the_columns_of_their_protocol():
     lines = results_table(rows, PUBLISHED["yelp"]).splitlines()
     assert lines[0].startswith("| | R@5 | R@10 | N@5 | N@10 | masked R@5 |")
     assert lines[2] == "| MF | " + "0.2000 ± 0.1414 | " * 10 + "2 |"
-    assert lines[3] == "| popularity | " + "0.0500 | " * 10 + "- |"
+    assert lines[3] == "| popularity | " + "0.0500 | " * 10 + "1 |"
     published = {
         line.split(",")[0].removeprefix("| *"): line.split(" | ")[1:] for line in lines if "published*" in line
     }
