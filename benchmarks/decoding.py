@@ -1,20 +1,22 @@
 """Constrained beam search against `generate` with `prefix_allowed_tokens_fn`, on the same model in the same process.
 
     python benchmarks/decoding.py            # the setting of the first table, under 5 minutes on 2 cores
+    python benchmarks/decoding.py --grid     # other catalogues, up to 10 million items, prompt lengths, batch sizes
     python benchmarks/decoding.py --trie     # the trie alone: build, change, load, memory, up to 10 million items
     python benchmarks/decoding.py --filters  # allowed and denied items alone
-    python benchmarks/decoding.py --full     # also other catalogues, prompt lengths and batch sizes, and trie steps
+    python benchmarks/decoding.py --full     # all of it
 
 How it measures: one thread, process CPU time, variants interleaved round by round, medians. Memory is the growth of
 the peak resident set over one call in a forked child that has not run any variant before (`/proc/self/clear_refs`
 resets the peak), so caches and allocator pools of one variant cannot hide the need of another. Truth for the recall of
-the beams is the score of every item. The model is a random Llama, whose flat distributions are hard for a beam.
-The last line is one JSON object.
+the beams is the score of every item (`ExhaustiveSearch`). The model is a random Llama, whose flat distributions are
+hard for a beam. The last line is one JSON object.
 """
 
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -29,9 +31,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.exhaustive_search import ExhaustiveSearch
 from align3gr.decoding.trie import SCIDTrie
 
 LEVELS, CODES, BEAMS, VOCABULARY = 3, 256, 20, 3100
@@ -60,7 +63,7 @@ class Setting:
 class Peer:
     """`generate` with the usual dictionary trie."""
 
-    def __init__(self, model: LlamaForCausalLM, codes: Tensor):
+    def __init__(self, model: PreTrainedModel, codes: Tensor):
         self.model = model
         self.tokens = torch.stack([LEVEL_TOKENS[level][codes[:, level]] for level in range(LEVELS)], dim=1).tolist()
         self.root: dict[int, Any] = {}
@@ -72,6 +75,8 @@ class Peer:
     def __call__(self, setting: Setting) -> tuple[Tensor, Tensor]:
         """Token ids `(batch, beams, levels)` and scores `(batch, beams)`."""
         batch, length = setting.input_ids.shape
+        if self.model.config.is_encoder_decoder:  # its answer begins with the decoder's start token
+            length = 1
 
         def allowed(_: int, sequence: Tensor) -> list[int]:
             node = self.root
@@ -108,6 +113,12 @@ def make_model() -> LlamaForCausalLM:
         attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config).eval()
+
+
+def in_bf16(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    half = copy.deepcopy(model).bfloat16()
+    half.set_attn_implementation("eager")  # the faster of the two for bf16 on a CPU
+    return half
 
 
 def make_search(model: LlamaForCausalLM, codes: Tensor, **options: Any) -> ConstrainedBeamSearch:
@@ -159,16 +170,18 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def true_best(model: LlamaForCausalLM, setting: Setting, k: int, block: int = 4) -> list[list[int]]:
-    """The `k` most probable items of each row: every item scored, a block of first codes at a time."""
-    scores = torch.full((len(setting.input_ids), len(setting.codes)), float("-inf"))
-    for first in range(0, CODES, block):
-        items = ((setting.codes[:, 0] >= first) & (setting.codes[:, 0] < first + block)).nonzero().squeeze(-1)
-        if len(items):
-            search = make_search(model, setting.codes[items], num_beams=len(items))
-            best = search.search(setting.input_ids, setting.mask).top(len(items))
-            scores.scatter_(1, items[best.items], best.scores)
-    return scores.topk(k).indices.tolist()
+def true_best(model: LlamaForCausalLM, setting: Setting, k: int) -> list[list[int]]:
+    """The `k` most probable items of each row: every item scored."""
+    trie = SCIDTrie.from_codes(setting.codes, (CODES,) * LEVELS)
+    return ExhaustiveSearch(model, trie, LEVEL_TOKENS).search(setting.input_ids, setting.mask).top(k).items.tolist()
+
+
+def gemm_ratio(size: int = 1024) -> float:
+    """How much faster this machine multiplies in bf16 than in fp32: what bf16 can win at most."""
+    factor = torch.randn(size, size)
+    half = factor.bfloat16()
+    seconds = cpu_seconds({"fp32": (lambda: factor @ factor, 3), "bf16": (lambda: half @ half, 3)}, rounds=5)
+    return seconds["fp32"] / seconds["bf16"]
 
 
 def overlap(lists: list[list[int]], others: list[list[int]]) -> float:
@@ -207,8 +220,7 @@ def invalid_items(model: LlamaForCausalLM) -> int:
 def measure(console: Console) -> dict[str, Any]:
     model = make_model()
     setting = Setting.random(items=20_000, batch=16, length=80)
-    half = copy.deepcopy(model).bfloat16()
-    half.set_attn_implementation("eager")  # the faster of the two for bf16 on a CPU
+    half = in_bf16(model)
     peer, ours = Peer(model, setting.codes), make_search(model, setting.codes)
     ours_half, wide = make_search(half, setting.codes), make_search(model, setting.codes, widths=WIDTHS)
     variants: dict[str, tuple[Callable[[], object], int]] = {
@@ -233,10 +245,15 @@ def measure(console: Console) -> dict[str, Any]:
         table.add_row(name, f"{16 / seconds[name]:.1f}", f"{slow / seconds[name]:.1f}", f"{memory[name]:.0f}", found)
     console.print("20,000 items, 3 x 256, batch 16, prompt 80, beam 20, Llama 256 x 4 layers, vocabulary 3,100")
     console.print(table)
+    gemm = gemm_ratio()
+    console.print(
+        f"bf16 over fp32: {fp32 / bf16:.2f}, of products of 1,024 x 1,024 matrices on this machine: {gemm:.2f}"
+    )
     names = list(variants)
     return {
         "fp32_ratio": slow / fp32,
         "bf16_ratio": slow / bf16,
+        "gemm_bf16_ratio": gemm,
         "bf16_overlap": overlap(rounded, exact),
         "same_lists": same,
         "max_score_diff": difference,
@@ -250,24 +267,36 @@ def measure(console: Console) -> dict[str, Any]:
     }
 
 
-def measure_grid(console: Console) -> list[dict[str, float]]:
-    """The same ratio for other catalogues, prompt lengths and batch sizes."""
+def measure_grid(console: Console) -> list[dict[str, float | None]]:
+    """The same ratios for other catalogues, prompt lengths and batch sizes; `generate` where its trie fits."""
     model = make_model()
-    table = Table("items", "prompt", "batch", "generate users/s", "ours users/s", "ratio")
+    half = in_bf16(model)
+    table = Table("items", "prompt", "batch", "generate users/s", "fp32 users/s", "ratio", "bf16 over fp32")
     rows = []
-    grid = ((2_000, 80, 16), (200_000, 80, 16), (20_000, 40, 16), (20_000, 160, 16), (20_000, 80, 1))
+    grid = (
+        (2_000, 80, 16),
+        (200_000, 80, 16),
+        (10_000_000, 80, 16),
+        (20_000, 40, 16),
+        (20_000, 160, 16),
+        (20_000, 80, 1),
+    )
     for items, length, batch in grid:
         setting = Setting.random(items, batch, length)
-        peer, ours = Peer(model, setting.codes), make_search(model, setting.codes)
         variants: dict[str, tuple[Callable[[], object], int]] = {
-            "peer": (partial(peer, setting), 1),
-            "ours": (partial(rank, ours, setting), 3),
+            "fp32": (partial(rank, make_search(model, setting.codes), setting), 3),
+            "bf16": (partial(rank, make_search(half, setting.codes), setting), 3),
         }
-        seconds = cpu_seconds(variants, rounds=3)
-        row = {"items": items, "prompt": length, "batch": batch, "ratio": seconds["peer"] / seconds["ours"]}
-        rows.append(row)
-        rates = (f"{batch / seconds[name]:.1f}" for name in ("peer", "ours"))
-        table.add_row(f"{items:,}", str(length), str(batch), *rates, f"{row['ratio']:.1f}")
+        if items <= 200_000:
+            variants["generate"] = (partial(Peer(model, setting.codes), setting), 1)
+        seconds = cpu_seconds(variants, rounds=2)
+        generate = seconds.get("generate", math.nan)
+        row: dict[str, float | None] = {"items": items, "prompt": length, "batch": batch}
+        row |= {"fp32_users_per_second": batch / seconds["fp32"], "bf16_over_fp32": seconds["fp32"] / seconds["bf16"]}
+        ratio = generate / seconds["fp32"]
+        rows.append(row | {"ratio": None if math.isnan(ratio) else ratio})
+        figures = batch / generate, batch / seconds["fp32"], ratio, seconds["fp32"] / seconds["bf16"]
+        table.add_row(f"{items:,}", str(length), str(batch), *(f"{value:.1f}" for value in figures))
     console.print(table)
     return rows
 
@@ -328,14 +357,15 @@ def _trie_step(trie: SCIDTrie, nodes: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also other settings, and the trie alone")
+    parser.add_argument("--grid", action="store_true", help="the other settings alone")
     parser.add_argument("--trie", action="store_true", help="the trie alone, up to 10 million items")
     parser.add_argument("--filters", action="store_true", help="allowed and denied items alone")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
-    figures: dict[str, Any] = {} if options.trie or options.filters else measure(console)
-    if options.full:
+    figures: dict[str, Any] = {} if options.grid or options.trie or options.filters else measure(console)
+    if options.full or options.grid:
         figures["grid"] = measure_grid(console)
     if options.full or options.trie:
         figures["trie"] = measure_trie(console)

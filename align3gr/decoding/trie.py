@@ -150,7 +150,9 @@ class SCIDTrie:
         columns = []
         for level in reversed(range(self.levels)):
             columns.append(self._node_codes[level][nodes])
-            nodes = self.parents(level + 1, nodes)
+            if level:  # of every node at once: quicker than `parents`
+                sizes = self._offsets[level].diff().long()
+                nodes = torch.arange(len(sizes), device=self.device).repeat_interleave(sizes)[nodes]
         return torch.stack(columns[::-1], dim=-1)
 
     def item_codes(self) -> Tensor:
