@@ -50,7 +50,7 @@ def main() -> None:
         item_sizes, user_sizes = load_codebook_sizes(scid / "codebooks.json")
         if arguments.user_scid and not user_sizes:
             raise InputError("user_scid: the codes of this run have no user side; set user_scid: false")
-        model, tokenizer = make_backbone(arguments, backbone, lora, split, item_sizes, user_sizes, scid, training.seed)
+        model, tokenizer = make_backbone(arguments, backbone, lora, split, item_sizes, user_sizes, scid, training)
         prompts = PromptBuilder(tokenizer, arguments.max_history, arguments.user_scid, templates.prompt)
         longest = min(
             model.config.max_position_embeddings, training.max_length or model.config.max_position_embeddings
@@ -82,7 +82,7 @@ def main() -> None:
             validate = recommending_validation(
                 recommender, split, item_codes, all_user_codes, arguments, training.seed
             )
-        trainer = make_trainer(model, tokenizer, rows, training, arguments, validate)
+        trainer = make_trainer(model, tokenizer, rows, training, arguments, prompts, validate)
         log = take_up(trainer)
         weights = gathered_weights(trainer)
         if trainer.is_world_process_zero():

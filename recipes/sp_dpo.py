@@ -50,7 +50,7 @@ def main() -> None:
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         for name in arguments.stages:
             prefix_lengths(name, item_codes.shape[1])  # refuses an unknown or impossible difficulty before any work
-        recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams)
+        recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams, is_trainable=True)
         prompts = recommender.prompt_builder
         questions = sample_users(split.histories("validation"), arguments.validation_users, training.seed)
 

@@ -92,10 +92,14 @@ class Cell:
 def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
     """All cells of a table, seed by seed, so that an interrupted table has whole columns."""
     run_dir = Path(arguments.run_dir)
-    inputs = [stage_folder(run_dir, "prepare"), stage_folder(run_dir, "scid"), Path(arguments.base)]
+    data, scid = stage_folder(run_dir, "prepare"), stage_folder(run_dir, "scid")
+    # The files that a training may read, not the manifests beside them, which hold times.
+    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation", "test")]
+    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json", Path(arguments.base)]
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: not found; run the stages up to scid first")
+    inputs += [path for path in (data / "reviews.parquet", scid / "model", scid / "encoders") if path.exists()]
     files = [content_hash(path) for path in inputs]
     judged = [arguments.split, arguments.num_beams, arguments.users]
     for seed in arguments.seeds:

@@ -8,15 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
 from align3gr.decoding.batch_size import BatchSize
@@ -26,6 +18,7 @@ from align3gr.decoding.code_rows import codes_fingerprint
 from align3gr.decoding.item_filter import ItemSets, is_by_row
 from align3gr.decoding.rankings import generate_rankings
 from align3gr.decoding.requests import Recommendation, Request
+from align3gr.decoding.saved_model import open_model
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 from align3gr.scid.assigner import SCIDAssigner
@@ -301,7 +294,7 @@ class Recommender:
             num_beams, widths, batch_size: as for the constructor.
             scid: folder of the token level, or its Hub id, for SCIDs of new users; the folder `scid` of the model's
                 folder where it is None and there is one.
-            model_options: passed to the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+            model_options: see [`open_model`], such as `dtype`, `attn_implementation` or `is_trainable`.
 
         Raises:
             InputError: the folder holds no catalogue or no prompt settings.
@@ -324,15 +317,7 @@ class Recommender:
         items = pl.read_parquet(folder / ITEM_CODES_FILE)
         users = pl.read_parquet(folder / USER_CODES_FILE) if (folder / USER_CODES_FILE).is_file() else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any
-        if (folder / ADAPTER_CONFIG_NAME).is_file():
-            from align3gr.scid.adapter import open_adapter  # PEFT takes seconds to import
-
-            model = open_adapter(folder, **model_options)
-        else:
-            both_parts = AutoConfig.from_pretrained(folder).is_encoder_decoder
-            kind: Any = AutoModelForSeq2SeqLM if both_parts else AutoModelForCausalLM
-            model = kind.from_pretrained(folder, **model_options)
+        model = open_model(folder, **model_options)
         model.to(device).eval()
         if scid is None and (folder / SCID_FOLDER).is_dir():
             scid = folder / SCID_FOLDER

@@ -10,6 +10,7 @@ import numpy as np
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.decoding.batch_size import BatchSize
 from align3gr.decoding.recommender import Recommender
+from align3gr.decoding.saved_model import open_model
 from align3gr.evaluation.evaluator import rank_policy
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.processes import launched
@@ -47,8 +48,8 @@ def judge_policies(
                 evaluation.add_same(name, first)
             continue
         begun = time.perf_counter()
-        model = type(recommender.model).from_pretrained(folder)
-        model.to(recommender.model.device)  # type: ignore[arg-type]
+        model = open_model(folder)
+        model.to(recommender.model.device)
         prompts, search = recommender.prompt_builder, recommender.search.with_model(model)
         lists = rank_policy(
             search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True

@@ -79,19 +79,23 @@ class PromptBuilder:
         history = np.asarray(history_codes).reshape(-1, self.vocabulary.item_levels)[-self.max_history :]
         return self.header(user_codes) + self.vocabulary.item_ids(history).reshape(-1).tolist() + self.suffix
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        user = np.zeros(len(self.vocabulary.user_tokens), dtype=np.int64) if self.user_scid else None
+        items = (self.max_history + 1) * self.vocabulary.item_levels
+        return len(self.header(user)) + items + len(self.suffix)
+
     def check_length(self, longest: int) -> None:
         """Makes sure that the longest prompt and its answer fit.
 
         Raises:
             InputError: they have more than `longest` tokens.
         """
-        users = self.vocabulary.user_tokens
-        header = len(self.header(np.zeros(len(users), dtype=np.int64) if self.user_scid else None))
-        needed = header + (self.max_history + 1) * self.vocabulary.item_levels + len(self.suffix)
-        if needed > longest:
+        if self.longest > longest:
             raise InputError(
-                f"max_history: {self.max_history} items make prompts of {needed} tokens, the model takes {longest}; "
-                "use a shorter history or a longer model"
+                f"max_history: {self.max_history} items make prompts of {self.longest} tokens, the model takes "
+                f"{longest}; use a shorter history or a longer model"
             )
 
     def completion(self, item_codes: np.ndarray) -> list[int]:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from align3gr.data import Split
 from align3gr.data.schema import PROFILE, TEXT
@@ -17,7 +23,7 @@ from align3gr.scid.embedding_init import resize_scid_embeddings
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
 from align3gr.sft.lora import LoRAArguments, add_lora
-from align3gr.sft.pretrained import load_backbone
+from align3gr.sft.pretrained import load_backbone, undivided
 from align3gr.sft.sft_arguments import SFTArguments
 
 
@@ -92,7 +98,7 @@ def make_backbone(
     item_sizes: Sequence[int],
     user_sizes: Sequence[int],
     scid: Path,
-    seed: int,
+    training: TrainingArguments,
 ) -> tuple[Any, SCIDTokenizer]:
     """The model that the recipe's options name, and its tokenizer.
 
@@ -103,11 +109,13 @@ def make_backbone(
         split: its texts train the tokenizer of a model from scratch.
         item_sizes, user_sizes: codes at each level.
         scid: folder of the token level, for rows that start from code vectors.
-        seed: of all that is drawn.
+        training: its seed draws whatever is drawn. Frozen weights under an adapter are bf16 where it trains in bf16;
+            weights that train are fp32, whatever they were saved in.
 
     Raises:
         InputError: the base model cannot be used, or an option has no effect on what was chosen.
     """
+    seed = training.seed
     if arguments.base_model is None:
         if lora.use_lora:
             raise InputError("use_lora: a model from scratch has no weights to adapt; name a base_model")
@@ -125,16 +133,18 @@ def make_backbone(
         user_sizes,
         init=arguments.embedding_init,  # type: ignore[arg-type]
         codebooks=_code_vectors(scid) if arguments.embedding_init == "codebook" else None,
+        dtype=torch.bfloat16 if lora.use_lora and training.bf16 else torch.float32,
         seed=seed,
         revision=arguments.base_model_revision,
     )
-    return (add_lora(model, tokenizer, lora) if lora.use_lora else model), tokenizer
+    return (add_lora(model, tokenizer, lora, seed=seed) if lora.use_lora else model), tokenizer
 
 
 def _code_vectors(scid: Path) -> dict[Any, list[torch.Tensor]]:
     if not (scid / "model").is_dir():
         raise InputError(f"embedding_init: codebook needs {scid / 'model'}; imported codes have no vectors, use mean")
-    model = DualSCIDModel.from_pretrained(scid / "model")
+    with undivided():
+        model = DualSCIDModel.from_pretrained(scid / "model")
     sides = {"item": model.item_rqvae, "user": model.user_rqvae if model.config.has_users else None}
     return {
         name: [book.detach() for book in side.quantizer.codebooks] for name, side in sides.items() if side is not None

@@ -17,6 +17,8 @@ from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.scid.assigner import SCIDAssigner
+from align3gr.scid.prompts import PromptBuilder
+from align3gr.sft.pretrained import undivided
 from align3gr.sft.row_checks import check_rows
 from align3gr.sft.sft_arguments import SFTArguments
 from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
@@ -40,7 +42,10 @@ def read_user_codes(arguments: SFTArguments, codes: np.ndarray, split: Split, sc
     """
     if not arguments.user_scid:
         return None
-    assigner = None if arguments.user_codes_from == "all" else SCIDAssigner.from_pretrained(scid)
+    assigner = None
+    if arguments.user_codes_from != "all":
+        with undivided():
+            assigner = SCIDAssigner.from_pretrained(scid)
     return user_codes_without_future(arguments.user_codes_from, codes, split, assigner)  # type: ignore[arg-type]
 
 
@@ -82,6 +87,7 @@ def make_trainer(
     rows: Dataset,
     training: SFTConfig,
     arguments: SFTArguments,
+    prompts: PromptBuilder,
     validate: Validation | None = None,
 ) -> RecommendingSFTTrainer:
     """The trainer of the SFT stage.
@@ -104,7 +110,8 @@ def make_trainer(
     collator = None
     if arguments.objective == "tree":
         training.remove_unused_columns = False
-        collator = TreeCollator.for_model(model, tokenizer.pad_token_id, max(map(len, rows["input_ids"])))
+        multiple = None if training.pad_to_multiple_of is None else int(training.pad_to_multiple_of)
+        collator = TreeCollator.for_model(model, tokenizer.pad_token_id, prompts.longest, multiple)
     check_rows(rows, training)
     trainer_class = RecommendingSFTTrainer if arguments.base_model else SmallVocabularySFTTrainer
     return trainer_class(

@@ -49,7 +49,7 @@ def load_backbone(
         base: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         tokenizer = SCIDTokenizer.from_base(base, item_codebook_sizes, user_codebook_sizes)
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-        with _whole():
+        with undivided():
             model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, dtype=dtype, **options)
     except InputError as error:
         raise InputError(f"base_model {name_or_path}: {error}") from error
@@ -65,7 +65,7 @@ def load_backbone(
             f"base_model {name_or_path}: its tokenizer has {len(base)} tokens, the model {rows} rows; take the model "
             "with its own tokenizer"
         )
-    with _whole():
+    with undivided():
         new = resize_scid_embeddings(model, tokenizer, init=init, codebooks=codebooks, seed=seed)
     _follow_special_tokens(model, tokenizer)
     logger.info("%s: %d tokens and %d SCID tokens behind them", name_or_path, len(base), len(new))
@@ -80,7 +80,7 @@ def _follow_special_tokens(model: PreTrainedModel, tokenizer: SCIDTokenizer) -> 
 
 
 @contextmanager
-def _whole() -> Iterator[None]:
+def undivided() -> Iterator[None]:
     """Loads models undivided: transformers cuts them up on loading as soon as a ZeRO-3 configuration is known.
 
     New rows are computed from the whole matrix, and PEFT copies rows of it.

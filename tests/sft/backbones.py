@@ -56,6 +56,7 @@ def save_backbone(
         "vocab_size": len(tokenizer) + SPARE_ROWS.get(family, 0),
         "hidden_size": 16,
         "intermediate_size": 32,
+        "max_position_embeddings": 128,
     } | sizes
     config = FAMILIES[family](
         **sizes,
@@ -63,7 +64,6 @@ def save_backbone(
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=128,
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
