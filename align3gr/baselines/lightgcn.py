@@ -47,7 +47,7 @@ class LightGCN:
         l2: float = 1e-4,
         batch_size: int = 16384,
         epochs: int = 100,
-        patience: int = 5,
+        patience: int = 10,
     ) -> None:
         try:
             from torch_geometric.nn import LightGCN as Network

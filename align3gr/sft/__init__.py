@@ -7,9 +7,10 @@ from align3gr.lazy import attach
 if TYPE_CHECKING:
     from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, make_backbone, small_llama
     from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
-    from align3gr.sft.lora import LoRAArguments
+    from align3gr.sft.lora import LoRAArguments, add_lora, merge_adapter, save_adapter
     from align3gr.sft.mixture import TaskTemplates, parse_tasks, task_rows
     from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows, windows
+    from align3gr.sft.pretrained import load_backbone
     from align3gr.sft.row_checks import check_rows
     from align3gr.sft.rows import training_rows
     from align3gr.sft.sft_arguments import SFTArguments
@@ -23,9 +24,10 @@ __getattr__, __all__ = attach(
     {
         "backbone": ("SmallLlamaConfig", "add_dropout", "make_backbone", "small_llama"),
         "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
-        "lora": ("LoRAArguments",),
+        "lora": ("LoRAArguments", "add_lora", "merge_adapter", "save_adapter"),
         "mixture": ("TaskTemplates", "parse_tasks", "task_rows"),
         "objectives": ("every_item_rows", "prefix_rows", "tree_rows", "windows"),
+        "pretrained": ("load_backbone",),
         "row_checks": ("check_rows",),
         "sft_arguments": ("SFTArguments",),
         "tasks": ("TASKS", "Task", "TaskData"),
