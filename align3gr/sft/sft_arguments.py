@@ -28,6 +28,10 @@ class SFTArguments:
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "From scratch: dropout on embeddings and blocks."})
+    copying_steps: int = field(
+        default=0,
+        metadata={"help": "From scratch: steps on random items that repeat, before the tasks, which teach copying."},
+    )
     tasks: list[str] = field(
         default_factory=lambda: ["sequential"],
         metadata={
