@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from trl import SFTConfig
 
-from align3gr.checkpoints import gathered_weights, last_checkpoint, take_up
+from align3gr.checkpoints import gathered_weights, take_up
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
 from align3gr.decoding import Recommender
@@ -19,7 +19,6 @@ from align3gr.sft import (
     SmallLlamaConfig,
     TaskData,
     TaskTemplates,
-    learn_to_copy,
     make_backbone,
     make_trainer,
     parse_tasks,
@@ -83,8 +82,6 @@ def main() -> None:
             validate = recommending_validation(
                 recommender, split, item_codes, all_user_codes, arguments, training.seed
             )
-        if arguments.copying_steps and last_checkpoint(training.output_dir)[0] is None:
-            learn_to_copy(model, tokenizer, prompts, item_codes, training, arguments.copying_steps)
         trainer = make_trainer(model, tokenizer, rows, training, arguments, prompts, validate)
         log = take_up(trainer)
         weights = gathered_weights(trainer)

@@ -6,7 +6,6 @@ from align3gr.lazy import attach
 
 if TYPE_CHECKING:
     from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, make_backbone, small_llama
-    from align3gr.sft.copying import copying_rows, learn_to_copy
     from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
     from align3gr.sft.lora import LoRAArguments, add_lora, merge_adapter, save_adapter
     from align3gr.sft.mixture import TaskTemplates, parse_tasks, task_rows
@@ -24,7 +23,6 @@ __getattr__, __all__ = attach(
     __name__,
     {
         "backbone": ("SmallLlamaConfig", "add_dropout", "make_backbone", "small_llama"),
-        "copying": ("copying_rows", "learn_to_copy"),
         "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
         "lora": ("LoRAArguments", "add_lora", "merge_adapter", "save_adapter"),
         "mixture": ("TaskTemplates", "parse_tasks", "task_rows"),

@@ -127,8 +127,6 @@ def make_backbone(
             resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
         add_dropout(model, arguments.dropout)
         return model, tokenizer
-    if arguments.copying_steps:
-        raise InputError("copying_steps: a pretrained model knows how to copy; set it to 0, or leave base_model out")
     model, tokenizer = load_backbone(
         arguments.base_model,
         item_sizes,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
@@ -100,7 +101,7 @@ def make_trainer(
     """
     if validate is None and arguments.early_stopping_patience:
         raise InputError("early_stopping_patience: needs an evaluation; set eval_strategy: epoch or steps")
-    callbacks = []
+    callbacks: list[TrainerCallback] = [_SavedTogether()]
     if validate is not None:
         if training.metric_for_best_model in (None, "loss"):  # transformers' default; no loss is computed here
             training.metric_for_best_model = DEFAULT_METRIC
@@ -123,6 +124,17 @@ def make_trainer(
         callbacks=callbacks,
         validate=validate,
     )
+
+
+class _SavedTogether(TrainerCallback):
+    """Lets no process go on before a checkpoint is whole.
+
+    DeepSpeed's first process writes the weights alone (deepspeed 0.19), so that another one could look for the best
+    checkpoint at the end of a training before it is there.
+    """
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
 
 
 def write_log(path: Path, history: list[dict[str, Any]]) -> None:

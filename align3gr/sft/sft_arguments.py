@@ -28,15 +28,11 @@ class SFTArguments:
         },
     )
     dropout: float = field(default=0.1, metadata={"help": "From scratch: dropout on embeddings and blocks."})
-    copying_steps: int = field(
-        default=0,
-        metadata={"help": "From scratch: steps on random items that repeat, before the tasks, which teach copying."},
-    )
     tasks: list[str] = field(
         default_factory=lambda: ["sequential"],
         metadata={
-            "help": "sequential, asymmetric, intention, preference, item_text, user_profile, repetition; each with "
-            "=WEIGHT, the passes over it in an epoch."
+            "help": "sequential, asymmetric, intention, preference, item_text, user_profile; each with =WEIGHT, the "
+            "passes over it in an epoch."
         },
     )
     templates: str = field(default="compact", metadata={"help": "natural, compact, or a YAML file of your own."})

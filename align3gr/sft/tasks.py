@@ -227,24 +227,6 @@ class UserProfileAlignment(Task):
                 yield {"user": data.user(user), "profile": data.profiles[user]}
 
 
-class Repetition(Task):
-    """An item of the history once more; not in the paper.
-
-    Users come back to what they know, but a model from scratch sees too few returns to learn how an SCID is copied
-    from its prompt. Here each answer is a copy, of an item drawn from those that the prompt holds.
-    """
-
-    name = "repetition"
-    fields = frozenset({"user", "history", "item"})
-
-    @staticmethod
-    def examples(data: TaskData, rng: np.random.Generator) -> Iterator[Example]:
-        for user, position in data.positions(rng):
-            shown = data.sequences[user][:position][-data.max_history :]
-            example: Example = {"user": data.user(user, position)}
-            yield example | data.history(shown) | data.item(int(rng.choice(np.unique(shown))))
-
-
 TASKS: tuple[type[Task], ...] = (
     SequentialItemPrediction,
     AsymmetricItemPrediction,
@@ -252,7 +234,6 @@ TASKS: tuple[type[Task], ...] = (
     PreferenceInference,
     ItemTextAlignment,
     UserProfileAlignment,
-    Repetition,
 )
 
 

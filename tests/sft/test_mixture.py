@@ -9,7 +9,7 @@ from align3gr.errors import InputError
 from align3gr.scid import PromptBuilder
 from align3gr.sft import TASKS, TaskTemplates, parse_tasks, task_rows
 from align3gr.sft.mixture import read_templates
-from align3gr.sft.tasks import IntentionItemPrediction, ItemTextAlignment, Repetition, SequentialItemPrediction
+from align3gr.sft.tasks import IntentionItemPrediction, ItemTextAlignment, SequentialItemPrediction
 
 from .conftest import ITEM_CODES, SEQUENCES, USER_CODES
 
@@ -108,16 +108,6 @@ def test_intentions_are_reviews_where_there_are_some(task_data, scid_tokenizer):
     assert len(rows) == 2
     by_user = {re.search(r"<u0_(\d)>", prompt).group(1): prompt for prompt, _ in rows}
     assert "want:soft and warm=" in by_user["0"] and "want:shoes=" in by_user["1"]
-
-
-def test_repetitions_are_items_of_the_history_shown(task_data, scid_tokenizer):
-    rows = rows_of(task_data, Repetition, TaskTemplates("compact"), scid_tokenizer, weight=50)
-    answers = set()
-    for prompt, response in texts_of(rows, scid_tokenizer):
-        assert response in prompt
-        answers.add(response)
-    # Users a and b have shown items 0, 1, 2 and 3; the last item of a sequence is never in front of another.
-    assert answers == {"<i0_0><i1_0>", "<i0_0><i1_1>", "<i0_0><i1_2>", "<i0_1><i1_0>"}
 
 
 def test_rows_that_do_not_fit_get_a_shorter_history_or_are_left_out(task_data, scid_tokenizer):
