@@ -40,8 +40,13 @@ def read_user_codes(arguments: SFTArguments, codes: np.ndarray, split: Split, sc
             Shape: `(users, levels)`.
         split: the data.
         scid: folder of the token level.
+
+    Raises:
+        InputError: an option has no effect, or the token level has no model.
     """
     if not arguments.user_scid:
+        if arguments.user_codes_from != "all":
+            raise InputError("user_codes_from: has no effect with user_scid: false; leave one of them out")
         return None
     assigner = None
     if arguments.user_codes_from != "all":
@@ -93,14 +98,15 @@ def make_trainer(
 ) -> RecommendingSFTTrainer:
     """The trainer of the SFT stage.
 
-    A model from scratch takes [`SmallVocabularySFTTrainer`], a pretrained one TRL's own loss. With `validate` the best
-    checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
+    A model from scratch takes [`SmallVocabularySFTTrainer`], a pretrained one TRL's own loss. With `validate` and
+    `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
 
     Raises:
         InputError: a setting would cut rows, or early stopping has nothing to go by.
     """
-    if validate is None and arguments.early_stopping_patience:
-        raise InputError("early_stopping_patience: needs an evaluation; set eval_strategy: epoch or steps")
+    for name in ("early_stopping_patience", "validation_users"):
+        if validate is None and getattr(arguments, name):
+            raise InputError(f"{name}: needs an evaluation; set eval_strategy: epoch or steps")
     callbacks: list[TrainerCallback] = [_SavedTogether()]
     if validate is not None:
         if training.metric_for_best_model in (None, "loss"):  # transformers' default; no loss is computed here
@@ -108,6 +114,7 @@ def make_trainer(
         training.greater_is_better = True
         if arguments.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
+            training.restore_callback_states_from_checkpoint = True  # a resumed run has the patience that is left
     collator = None
     if arguments.objective == "tree":
         training.remove_unused_columns = False

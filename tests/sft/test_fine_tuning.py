@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trl import SFTConfig
+
+from align3gr.errors import InputError
+from align3gr.scid import PromptBuilder
+from align3gr.sft import SFTArguments, SmallLlamaConfig, every_item_rows, make_trainer, read_user_codes, small_llama
+
+from .conftest import ITEM_CODES, SEQUENCES, USER_CODES
+
+
+def trainer_of(scid_tokenizer, folder, validate, **options):
+    prompts = PromptBuilder(scid_tokenizer, 3)
+    model = small_llama(SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_heads=2), scid_tokenizer, 0)
+    steps = {"eval_steps": 1, "save_steps": 1, "eval_strategy": "steps", "save_strategy": "steps"}
+    best = {"load_best_model_at_end": True} if validate else {"eval_strategy": "no"}
+    training = SFTConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        max_steps=8,
+        report_to=[],
+        gradient_checkpointing=False,
+        **(steps | best),
+    )
+    rows = every_item_rows(prompts, SEQUENCES, USER_CODES, ITEM_CODES)
+    arguments = SFTArguments(run_dir=str(folder), **options)
+    return make_trainer(model, scid_tokenizer, rows, training, arguments, prompts, validate)
+
+
+def test_a_resumed_run_has_the_patience_that_is_left(scid_tokenizer, tmp_path):
+    calls = []
+
+    def falling(model):
+        calls.append(1)
+        return {"recall@10": 1.0 / len(calls)}
+
+    trainer = trainer_of(scid_tokenizer, tmp_path, falling, early_stopping_patience=3)
+    trainer.args.max_steps = 3  # interrupted here, after two evaluations without a new best
+    trainer.train()
+    resumed = trainer_of(scid_tokenizer, tmp_path, falling, early_stopping_patience=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 4 and len(calls) == 4
+    assert resumed.state.best_metric == 1.0
+
+
+@pytest.mark.parametrize("name", ["early_stopping_patience", "validation_users"])
+def test_options_of_an_evaluation_need_one(scid_tokenizer, tmp_path, name):
+    with pytest.raises(InputError, match=f"{name}: needs an evaluation"):
+        trainer_of(scid_tokenizer, tmp_path, None, **{name: 5})
+
+
+def test_user_codes_that_no_prompt_holds_are_refused():
+    arguments = SFTArguments(run_dir="r", user_scid=False, user_codes_from="prefix")
+    with pytest.raises(InputError, match="no effect with user_scid"):
+        read_user_codes(arguments, np.zeros((1, 1)), None, Path("scid"))
+    assert read_user_codes(SFTArguments(run_dir="r", user_scid=False), np.zeros((1, 1)), None, Path("scid")) is None
