@@ -142,11 +142,18 @@ class SoftmaxDPOTrainer(DPOTrainer):
         else:
             with torch.no_grad():
                 ref_logps = self._completion_logps(self.ref_model, inputs)
-        mask = (inputs["label_ids"] != IGNORED_LABEL).any(dim=-1)
-        logratios = (logps - ref_logps) * mask
-        losses = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], mask[:, 1:], self.beta)
-        self._log_batch(logps.detach(), logratios.detach() * self.beta, mask)
-        loss = losses.mean()
+        lengths = (inputs["label_ids"] != IGNORED_LABEL).sum(dim=-1)  # 0 where a row has no further completion
+        mask = lengths > 0
+        scores, logratios = logps, (logps - ref_logps) * mask
+        if self.args.length_normalization:
+            scores, logratios = scores / lengths.clamp_min(1), logratios / lengths.clamp_min(1)
+        rows = {"preference_loss": softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], mask[:, 1:], self.beta)}
+        loss = self.args.preference_coefficient * rows["preference_loss"].mean()
+        if self.args.sft_coefficient:
+            # Mean of each row, then of the rows: a large batch and many small ones give the same.
+            rows["sft_loss"] = -logps[:, 0] / lengths[:, 0]
+            loss = loss + self.args.sft_coefficient * rows["sft_loss"].mean()
+        self._log_batch(rows, logps, scores, logratios * self.beta, mask)
         return (loss, CausalLMOutput(loss=loss, logits=logps)) if return_outputs else loss
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -185,26 +192,37 @@ class SoftmaxDPOTrainer(DPOTrainer):
         logps = naive_logps if self.args.prefix_sharing == "naive" else shared_prefix_logps
         return logps(model, inputs)
 
-    def _log_batch(self, logps: Tensor, rewards: Tensor, mask: Tensor) -> None:
-        """Add a batch to the logged metrics; all arguments (batch, 1 + rejected), the chosen first."""
+    def _log_batch(
+        self, losses: dict[str, Tensor], logps: Tensor, scores: Tensor, rewards: Tensor, mask: Tensor
+    ) -> None:
+        """Add a batch to the logged metrics.
+
+        Args:
+            losses: Terms of the loss by name, (batch,).
+            logps: Log-probabilities, (batch, 1 + rejected), the chosen first, as in all that follow.
+            scores: What the completions are ranked by: the same, or means over tokens.
+            rewards: Log-ratios times beta.
+            mask: True where there is a completion.
+        """
         rejected = mask[:, 1:]
         count = rejected.sum(1)
 
         def over_rejected(values: Tensor) -> Tensor:
             return (values * rejected).sum(1) / count
 
-        rows = {
+        rows = losses | {
             "rewards/chosen": rewards[:, 0],
             "rewards/rejected": over_rejected(rewards[:, 1:]),
             "rewards/accuracies": over_rejected((rewards[:, :1] > rewards[:, 1:]).float()),
             "rewards/margins": rewards[:, 0] - over_rejected(rewards[:, 1:]),
             "logps/chosen": logps[:, 0],
             "logps/rejected": over_rejected(logps[:, 1:]),
-            "chosen_rank": 1.0 + ((logps[:, 1:] > logps[:, :1]) & rejected).sum(1),
+            "chosen_rank": 1.0 + ((scores[:, 1:] > scores[:, :1]) & rejected).sum(1),
             "uniform_loss": torch.log1p(count.float()),
         }
         # One gather and one transfer for all of them.
-        means = self.accelerator.gather_for_metrics(torch.stack(list(rows.values()), dim=1).float()).mean(0).tolist()
+        values = torch.stack([row.detach().float() for row in rows.values()], dim=1)
+        means = self.accelerator.gather_for_metrics(values).mean(0).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in zip(rows, means, strict=True):
             metrics[name].append(mean)

@@ -8,7 +8,8 @@ from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 def test_defaults(tmp_path):
     config = SoftmaxDPOConfig(str(tmp_path), use_cpu=True)
     assert (config.num_rejected, config.prefix_sharing, config.beta) == (20, "shared", 0.1)
-    assert config.precompute_ref_log_probs
+    assert (config.preference_coefficient, config.sft_coefficient) == (1.0, 0.0)
+    assert config.precompute_ref_log_probs and config.append_eos and not config.length_normalization
     assert not config.bf16 and not config.gradient_checkpointing
 
 
@@ -25,7 +26,6 @@ def test_defaults(tmp_path):
         {"f_alpha_divergence_coef": 0.1},
         {"discopop_tau": 0.1},
         {"padding_free": True},
-        {"sync_ref_model": True},
         {"ref_model_mixup_alpha": 0.1},
         {"ref_model_sync_steps": 1},
         {"use_liger_kernel": True},
@@ -35,6 +35,9 @@ def test_defaults(tmp_path):
         {"num_rejected": 0},
         {"prefix_sharing": "tree"},
         {"beta": 0.0},
+        {"sft_coefficient": -0.5},
+        {"preference_coefficient": -0.5},
+        {"preference_coefficient": 0.0},
     ],
     ids=lambda option: next(iter(option)),
 )

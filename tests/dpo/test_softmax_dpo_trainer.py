@@ -167,9 +167,11 @@ def test_metrics_by_hand(build, llama, rows):
     trainer = build(llama(), rows[:2])
     logps = torch.tensor([[-1.0, -2.0, 0.5], [-3.0, -1.0, 0.0]])
     rewards = torch.tensor([[0.5, 0.1, 0.9], [0.2, -0.4, 0.0]])
-    trainer._log_batch(logps, rewards, torch.tensor([[True, True, True], [True, True, False]]))
+    losses = {"preference_loss": torch.tensor([0.5, 1.5])}
+    trainer._log_batch(losses, logps, logps, rewards, torch.tensor([[True, True, True], [True, True, False]]))
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items()}
     expected = {
+        "preference_loss": 1.0,
         "rewards/chosen": 0.35,
         "rewards/rejected": (0.5 - 0.4) / 2,
         "rewards/accuracies": (0.5 + 1.0) / 2,
