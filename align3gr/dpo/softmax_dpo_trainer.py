@@ -2,27 +2,22 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import is_peft_model, str_to_bool
-from datasets import Dataset, IterableDataset
+from accelerate.utils import broadcast_object_list, is_peft_model, str_to_bool
+from datasets import Dataset, IterableDataset, load_from_disk
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from align3gr.dpo.preference_rows import (
-    SoftmaxDPOCollator,
-    check_row,
-    check_streamed_row,
-    tokenize_row,
-)
+from align3gr.dpo.preference_rows import SoftmaxDPOCollator, prepare_rows
 from align3gr.dpo.shared_prefix import IGNORED_LABEL, OTHERWISE, naive_logps, shared_prefix_logps
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
-from align3gr.errors import InputError
 from align3gr.tree_attention import tree_attention
 
 # What this module relies on beyond TRL's documented interface. A test names each against the installed release, so
@@ -37,17 +32,19 @@ class SoftmaxDPOTrainer(DPOTrainer):
 
     What differs from the parent:
 
-    - A row has `prompt_ids`, `chosen_ids` and `rejected_ids`, a list of completions, as token ids; or `prompt`,
-      `chosen` and `rejected` as text, where `rejected` is one text or a list. No end-of-sequence token is added.
+    - `rejected` is a list of completions, or one. Rows are text, messages or token ids (`prompt_ids`, `chosen_ids`,
+      `rejected_ids`); text and messages become the token ids that the parent makes of them.
     - Each prompt is computed once for all its completions (`prefix_sharing`).
     - The reference is the policy as it is when the trainer is built, for full weights and for a `PeftModel` with any
       kind of adapter, unless a `ref_model` is given. The parent compares a `PeftModel` with a copy of its adapter that
       lacks trained token rows (`trainable_token_indices`).
+    - The loss may have a term on the chosen completion (`sft_coefficient`) and may count means over tokens
+      (`length_normalization`).
     - The model's `forward` is left as it was; the parent's patch of it is taken off.
 
-    Logged besides the parent's `rewards/*` and `logps/*`: `uniform_loss`, the loss of a policy that equals its
-    reference (the mean of `log(1 + N)`), and `chosen_rank`, the mean rank of the chosen completion among its rejected
-    under the policy, 1 at best.
+    Logged besides the parent's `rewards/*` and `logps/*`: `preference_loss` and, where it counts, `sft_loss`;
+    `uniform_loss`, the `preference_loss` of a policy that equals its reference (the mean of `log(1 + N)`); and
+    `chosen_rank`, the mean rank of the chosen completion among its rejected under the policy, 1 at best.
 
     Args:
         model: Model or path of a causal LM.
@@ -61,7 +58,8 @@ class SoftmaxDPOTrainer(DPOTrainer):
         peft_config: Adapter to add to a plain model.
 
     Raises:
-        ValueError: The settings leave the reference undefined, or the model cannot follow a shared prompt.
+        ValueError: The settings leave the reference undefined, the model cannot follow a shared prompt, or images are
+            to be read.
         InputError: A row is not usable; names the dataset, the row and the column.
     """
 
@@ -83,7 +81,9 @@ class SoftmaxDPOTrainer(DPOTrainer):
         peft_config: Any = None,
     ) -> None:
         args = SoftmaxDPOConfig("softmax-dpo") if args is None else args
-        _check_reference(model, ref_model, args)
+        _check_reference(model, ref_model, args, peft_config)
+        if isinstance(processing_class, ProcessorMixin):
+            raise ValueError("images are not implemented by Softmax-DPO; pass the tokenizer as processing_class")
         forward = None if isinstance(model, str) else _language_model(model).__dict__.get("forward")
         super().__init__(
             model=model,
@@ -108,25 +108,20 @@ class SoftmaxDPOTrainer(DPOTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Dataset | IterableDataset:
-        """Tokenise text rows and check all rows; called by the parent for every dataset."""
-        columns: dict[str, Any] = next(iter(dataset), {})
-        map_kwargs: dict[str, Any] = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
-        if "prompt_ids" not in columns:
-            missing = {"prompt", "chosen", "rejected"} - set(columns)
-            if missing:
-                raise InputError(
-                    f"{dataset_name} dataset: columns {sorted(missing)} are missing; expected prompt_ids, chosen_ids "
-                    "and rejected_ids (token ids) or prompt, chosen and rejected (text)"
-                )
-            dataset = dataset.map(
-                tokenize_row,
-                fn_kwargs={"tokenizer": self._tokenizer, "source": dataset_name},
-                with_indices=True,
-                **map_kwargs,
-            )
-        check = {"num_rejected": args.num_rejected, "max_length": args.max_length, "source": dataset_name}
-        checker = check_row if isinstance(dataset, Dataset) else check_streamed_row
-        return dataset.map(checker, fn_kwargs=check, with_indices=True, **map_kwargs)
+        """Tokenise and check the rows; called by the parent for every dataset."""
+        return prepare_rows(dataset, self._tokenizer, args, dataset_name)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Dataset:
+        """Keep the reference beside the rows; rows in memory are written first where several processes read them."""
+        if isinstance(dataset, Dataset) and not dataset.cache_files and self.accelerator.num_processes > 1:
+            # The parent writes a cache file that the other processes would look for in temporary folders of their own.
+            fingerprint = broadcast_object_list([dataset._fingerprint])[0]
+            folder = Path(cast("str", self.args.output_dir), "rows", f"{name}-{fingerprint}")
+            if self.accelerator.is_main_process:
+                dataset.save_to_disk(folder)
+            self.accelerator.wait_for_everyone()
+            dataset = load_from_disk(folder)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def compute_loss(
         self,
@@ -228,7 +223,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             metrics[name].append(mean)
 
 
-def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig) -> None:
+def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig, peft_config: Any) -> None:
     """Refuse settings under which the parent would compare with something else than the policy at the start."""
     if not isinstance(args, SoftmaxDPOConfig):
         raise ValueError(f"args is a {type(args).__name__}; expected a SoftmaxDPOConfig")
@@ -237,7 +232,7 @@ def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig) -> None
             "precompute_ref_log_probs=False needs an explicit `ref_model`; leave it on to take the policy at the start"
         )
     fsdp = bool(args.fsdp) or str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
-    if fsdp and ref_model is None and not is_peft_model(model):
+    if fsdp and ref_model is None and not is_peft_model(model) and peft_config is None:
         # The parent reloads the checkpoint named in the model's config, not the weights it was given.
         raise ValueError("under FSDP pass the policy at the start as an explicit `ref_model`")
     if is_peft_model(model) and model.active_adapters != ["default"]:

@@ -199,19 +199,6 @@ def test_dataset_after_training_has_no_reference(build, llama, lora, rows):
         trainer.evaluate(Dataset.from_list(rows))
 
 
-def test_text_rows(build, llama):
-    text = [
-        {"prompt": "t1 t5", "chosen": " t41 t47", "rejected": [" t42 t46", " t43 t45"]},
-        {"prompt": "t1", "chosen": " t41", "rejected": [" t42"]},
-    ]
-    trainer = build(llama(), text)
-    first = trainer.train_dataset[0]
-    assert (first["prompt_ids"], first["chosen_ids"]) == ([1, 5], [41, 47])
-    assert first["rejected_ids"] == [[42, 46], [43, 45]]
-    single = build(llama(), [{"prompt": "t1", "chosen": " t41", "rejected": " t42"}])
-    assert single.train_dataset[0]["rejected_ids"] == [[42]]
-
-
 def test_streamed_rows_with_an_explicit_reference(build, llama, rows):
     stream = Dataset.from_list(rows).to_iterable_dataset()
     trainer = build(llama(seed=0), stream, llama(seed=0), precompute_ref_log_probs=False)
@@ -240,9 +227,6 @@ def test_unusable_rows_are_named(build, llama, row, message):
 def test_unusable_columns_are_named(build, llama):
     with pytest.raises(InputError, match=r"columns \['rejected'\] are missing"):
         build(llama(), [{"prompt": "t1", "chosen": "t2"}])
-    messages = [{"prompt": [{"role": "user", "content": "t1"}], "chosen": "t2", "rejected": "t3"}]
-    with pytest.raises(InputError, match="row 0: prompt, chosen and rejected must be text"):
-        build(llama(), messages)
 
 
 def test_undefined_references_are_refused(build, llama, lora, rows, monkeypatch):
