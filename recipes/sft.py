@@ -82,7 +82,7 @@ def main() -> None:
             validate = recommending_validation(
                 recommender, split, item_codes, all_user_codes, arguments, training.seed
             )
-        trainer = make_trainer(model, tokenizer, rows, training, arguments, prompts, validate)
+        trainer = make_trainer(model, tokenizer, rows, training, arguments, recommender, validate)
         log = take_up(trainer)
         weights = gathered_weights(trainer)
         if trainer.is_world_process_zero():

@@ -4,8 +4,9 @@ Decisions:
 
 * The loop is our own and calls `model(...)`, so no `generation_config` (forced, suppressed or banned tokens,
   penalties) can loosen or distort it.
-* A score is the sum of the model's exact log-probabilities, normalised over the whole vocabulary. Normalising over the
-  tokens of the level alone gives another score and another order; it is an option, never a shortcut.
+* A score is the sum of the model's exact log-probabilities, normalised over the whole vocabulary, unless the model was
+  trained otherwise. Normalising over the tokens of the level alone, or over those that the catalogue has at a prefix,
+  gives another score and another order; it is an option, never a shortcut.
 * Only children that exist are scored, so the cost of a step follows the catalogue, not beams x codebook.
 * The last level is not cut to the beam: see [`LeafCandidates`].
 * Beams are kept in code order, so equal scores are broken by code order on every device.
@@ -51,7 +52,9 @@ class ConstrainedBeamSearch(ConstrainedSearch):
         widths: prefixes kept after each level, the last one `num_beams`, in place of `num_beams` everywhere. A wider
             level before the last, such as `[20, 48, 20]` or `[40, 20, 20]`, finds more of the true best items for
             little time; which level is the narrow one depends on catalogue and model.
-        normalizer: `"vocabulary"` for exact log-probabilities, `"level"` to normalise over the tokens of the level.
+        normalizer: `"vocabulary"` for exact log-probabilities, `"level"` to normalise over the tokens of the level,
+            `"catalogue"` over the tokens by which some item goes on, so that the probabilities of all items sum to
+            one. None takes what the model was trained with ([`CatalogueLikelihood`]), the vocabulary as a rule.
 
     Raises:
         InputError: the model cannot run a tree of tokens ([`check_model`]), or the arguments do not fit each other.
@@ -72,7 +75,7 @@ class ConstrainedBeamSearch(ConstrainedSearch):
         level_tokens: np.ndarray | Tensor,
         num_beams: int = 20,
         widths: Sequence[int] | None = None,
-        normalizer: Normalizer = "vocabulary",
+        normalizer: Normalizer | None = None,
     ):
         widths = tuple(widths) if widths is not None else (num_beams,) * trie.levels
         super().__init__(model, trie, level_tokens, num_beams, widths, normalizer)
@@ -90,7 +93,7 @@ class ConstrainedBeamSearch(ConstrainedSearch):
                 children = children.masked_fill(~item_filter.alive(level + 1, children), -1)
             fan = children.shape[-1]
             tokens = self._tokens[level][trie.codes(level + 1, children)]
-            step = self._log_probs(level, tree.logits, tokens)
+            step = self._log_probs(level, tree.logits, tokens, nodes)
             step = (step + scores.unsqueeze(-1)).masked_fill(children < 0, float("-inf")).flatten(1)
             children, tokens = children.flatten(1), tokens.flatten(1)  # (batch, beams * fan), in code order
             if level == trie.levels - 1:

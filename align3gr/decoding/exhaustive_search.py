@@ -35,7 +35,7 @@ class ExhaustiveSearch(ConstrainedSearch):
         model: PreTrainedModel,
         trie: SCIDTrie,
         level_tokens: np.ndarray | Tensor,
-        normalizer: Normalizer = "vocabulary",
+        normalizer: Normalizer | None = None,
     ):
         widths = (*trie.num_nodes[:-1], trie.num_items)
         super().__init__(model, trie, level_tokens, trie.num_items, widths, normalizer)
@@ -75,11 +75,14 @@ class ExhaustiveSearch(ConstrainedSearch):
         scores = tree.logits.new_zeros(batch, 1, dtype=torch.float32)
         for depth in depths:
             every = self._tokens[depth - 1].expand(batch, len(at[depth - 1]), -1)
-            step = self._log_probs(depth - 1, logits[depth - 1], every)  # (batch, nodes above, codebook)
+            step = self._log_probs(
+                depth - 1, logits[depth - 1], every, at[depth - 1].expand(batch, -1)
+            )  # (batch, nodes above, codebook)
             scores = scores[:, above[depth]] + step[:, above[depth], trie.codes(depth, at[depth])]
         children = trie.children(trie.levels - 1, nodes[None])  # (1, nodes, fan)
         tokens = self._tokens[-1][trie.codes(trie.levels, children)].expand(batch, -1, -1)
-        step = scores.unsqueeze(-1) + self._log_probs(trie.levels - 1, logits[trie.levels - 1], tokens)
+        last = self._log_probs(trie.levels - 1, logits[trie.levels - 1], tokens, nodes.expand(batch, -1))
+        step = scores.unsqueeze(-1) + last
         there = children[0] >= 0
         return children[0][there], step[:, there]
 

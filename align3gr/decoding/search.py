@@ -17,8 +17,10 @@ from align3gr.decoding.item_filter import ItemFilter, ItemSets
 from align3gr.decoding.tree_decoder import PromptPrefix, PromptTree, check_model
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
+from align3gr.scid.vocabulary import NORMALIZER_FIELD
 
-Normalizer = Literal["vocabulary", "level"]
+Normalizer = Literal["vocabulary", "level", "catalogue"]
+NORMALIZERS: tuple[Normalizer, ...] = ("vocabulary", "level", "catalogue")
 
 _SOFTMAX_BLOCK = 2**24  # logits turned to fp32 at a time: 64 MB, whatever vocabulary and batch
 
@@ -31,7 +33,7 @@ class ConstrainedSearch(ABC):
         trie: the catalogue, on the model's device.
         num_beams: the longest list that can be asked for.
         widths: prefixes kept after each level.
-        normalizer: what log-probabilities are normalised over.
+        normalizer: what log-probabilities are normalised over; see [`ConstrainedBeamSearch`].
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class ConstrainedSearch(ABC):
         level_tokens: np.ndarray | Tensor,
         num_beams: int,
         widths: tuple[int, ...],
-        normalizer: Normalizer = "vocabulary",
+        normalizer: Normalizer | None = None,
     ):
         _check_model(model)
         if num_beams < 1:
@@ -50,8 +52,9 @@ class ConstrainedSearch(ABC):
             raise InputError(
                 f"widths: got {list(widths)}, expected {trie.levels} positive numbers ending in num_beams={num_beams}"
             )
-        if normalizer not in ("vocabulary", "level"):
-            raise InputError(f'normalizer: got {normalizer!r}, expected "vocabulary" or "level"')
+        normalizer = normalizer or getattr(model.config, NORMALIZER_FIELD, NORMALIZERS[0])
+        if normalizer not in NORMALIZERS:
+            raise InputError(f"normalizer: got {normalizer!r}, expected one of {', '.join(NORMALIZERS)}")
         self.model = model
         self.trie = trie.to(model.device)
         self.num_beams = num_beams
@@ -130,8 +133,16 @@ class ConstrainedSearch(ABC):
     ) -> LeafCandidates:
         """The search itself, from the tree of the prompts, model in eval mode, all tensors on its device."""
 
-    def _log_probs(self, level: int, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probabilities of `tokens` `(batch, nodes, n)` under `logits` `(batch, nodes, vocabulary)`, in fp32."""
+    def _log_probs(self, level: int, logits: Tensor, tokens: Tensor, nodes: Tensor) -> Tensor:
+        """Log-probabilities in fp32 of `tokens` `(batch, nodes, n)` behind `nodes` `(batch, nodes)` of depth `level`.
+
+        `logits` are `(batch, nodes, vocabulary)`.
+        """
+        if self.normalizer == "catalogue":
+            children = self.trie.children(level, nodes)  # all of the catalogue, whatever may be shown
+            possible = logits.gather(-1, self._tokens[level][self.trie.codes(level + 1, children)]).float()
+            normaliser = possible.masked_fill(children < 0, float("-inf")).logsumexp(dim=-1, keepdim=True)
+            return logits.gather(-1, tokens).float() - normaliser.masked_fill(nodes.unsqueeze(-1) < 0, 0.0)
         if self.normalizer == "level":
             normaliser = logits[..., self._tokens[level]].float().logsumexp(dim=-1, keepdim=True)
             return logits.gather(-1, tokens).float() - normaliser

@@ -98,10 +98,10 @@ class StochasticBeamSearch(ConstrainedSearch):
                 children = children.masked_fill(~item_filter.alive(level + 1, children), -1)
             fan = children.shape[-1]
             tokens = self._tokens[level][trie.codes(level + 1, children)]
-            step = self._log_probs(level, tree.logits, tokens).double()
+            step = self._log_probs(level, tree.logits, tokens, nodes).double()
             heat = step
             if self.temperature != 1.0:
-                heat = self._log_probs(level, tree.logits / self.temperature, tokens).double()
+                heat = self._log_probs(level, tree.logits / self.temperature, tokens, nodes).double()
             values = self._perturb(keys, level, nodes, children, heat, heats, values).flatten(1)
             gone = children < 0
             scores, heats = (

@@ -6,15 +6,18 @@ from the adapter (`load_backbone` sees to it), so nothing depends on how the bas
 folder is opened. `AutoPeftModelForCausalLM` opens it as well, but takes the covariance of the whole matrix first.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModelForCausalLM
 from peft.utils.other import TrainableTokensWrapper
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import CONFIG_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from align3gr.errors import InputError
+from align3gr.scid.vocabulary import NORMALIZER_FIELD
 
 
 class SCIDPeftModel(PeftModelForCausalLM):
@@ -35,9 +38,14 @@ class SCIDPeftModel(PeftModelForCausalLM):
                 wrapper.bias = None
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # type: ignore[override]
-        """As the parent, with `save_embedding_layers=False` unless it is given."""
+        """As the parent, with `save_embedding_layers=False` unless it is given.
+
+        The base's config is saved beside the adapter where the base as published would be read otherwise.
+        """
         options.setdefault("save_embedding_layers", False)
         super().save_pretrained(str(save_directory), **options)
+        if hasattr(self.config, NORMALIZER_FIELD) and options.get("is_main_process", True):
+            self.config.save_pretrained(str(save_directory))
 
 
 def open_adapter(folder: str | Path, is_trainable: bool = False, **model_options: Any) -> SCIDPeftModel:
@@ -67,6 +75,14 @@ def open_adapter(folder: str | Path, is_trainable: bool = False, **model_options
     tokens = len(AutoTokenizer.from_pretrained(folder))
     if tokens > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens, mean_resizing=False)
+    if (normalizer := _normalizer(Path(folder))) is not None:
+        setattr(model.config, NORMALIZER_FIELD, normalizer)
     adapted = SCIDPeftModel(model, config)
     adapted.load_adapter(str(folder), "default", is_trainable=is_trainable, torch_device=str(model.device))
     return adapted if is_trainable else adapted.eval()
+
+
+def _normalizer(folder: Path) -> str | None:
+    """What the adapter was trained with, where that is not the rule."""
+    path = folder / CONFIG_NAME
+    return json.loads(path.read_text(encoding="utf-8")).get(NORMALIZER_FIELD) if path.is_file() else None

@@ -16,6 +16,8 @@ from align3gr.errors import InputError
 
 ITEM_FAMILY = "i"
 USER_FAMILY = "u"
+# In the config of a model: what its log-probabilities of SCIDs are normalised over, the vocabulary if it is missing.
+NORMALIZER_FIELD = "scid_normalizer"
 # No leading zeros: <i0_07> is not another spelling of <i0_7>.
 _TOKEN = re.compile(r"<([iu])(0|[1-9][0-9]*)_(0|[1-9][0-9]*)>")
 

@@ -22,6 +22,7 @@ from align3gr.errors import InputError
 from align3gr.scid.embedding_init import resize_scid_embeddings
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
+from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.sft.lora import LoRAArguments, add_lora
 from align3gr.sft.pretrained import load_backbone, undivided
 from align3gr.sft.sft_arguments import SFTArguments
@@ -103,7 +104,7 @@ def make_backbone(
     """The model that the recipe's options name, and its tokenizer.
 
     Args:
-        arguments: `base_model`, `embedding_init`, `base_vocab_size` and `dropout` count.
+        arguments: `base_model`, `embedding_init`, `base_vocab_size`, `dropout` and `normalizer` count.
         small: shape of the model where there is no base model.
         lora: whether and how an adapter is trained in place of all weights.
         split: its texts train the tokenizer of a model from scratch.
@@ -126,6 +127,7 @@ def make_backbone(
         if arguments.embedding_init == "codebook":
             resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
         add_dropout(model, arguments.dropout)
+        _say_normalizer(model, arguments)
         return model, tokenizer
     model, tokenizer = load_backbone(
         arguments.base_model,
@@ -137,7 +139,14 @@ def make_backbone(
         seed=seed,
         revision=arguments.base_model_revision,
     )
+    _say_normalizer(model, arguments)
     return (add_lora(model, tokenizer, lora, seed=seed) if lora.use_lora else model), tokenizer
+
+
+def _say_normalizer(model: PreTrainedModel, arguments: SFTArguments) -> None:
+    """Puts into the config what every search and every later training goes by."""
+    if arguments.normalizer != "vocabulary" or hasattr(model.config, NORMALIZER_FIELD):
+        setattr(model.config, NORMALIZER_FIELD, arguments.normalizer)
 
 
 def _code_vectors(scid: Path) -> dict[Any, list[torch.Tensor]]:

@@ -14,6 +14,7 @@ from trl import SFTConfig
 
 from align3gr.data import Split
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
@@ -93,12 +94,13 @@ def make_trainer(
     rows: Dataset,
     training: SFTConfig,
     arguments: SFTArguments,
-    prompts: PromptBuilder,
+    recommender: Recommender,
     validate: Validation | None = None,
 ) -> RecommendingSFTTrainer:
     """The trainer of the SFT stage.
 
-    A model from scratch takes [`SmallVocabularySFTTrainer`], a pretrained one TRL's own loss. With `validate` and
+    A model from scratch takes [`SmallVocabularySFTTrainer`], and so does every model that is normalised over the
+    catalogue; a pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With `validate` and
     `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
 
     Raises:
@@ -119,9 +121,16 @@ def make_trainer(
     if arguments.objective == "tree":
         training.remove_unused_columns = False
         multiple = None if training.pad_to_multiple_of is None else int(training.pad_to_multiple_of)
-        collator = TreeCollator.for_model(model, tokenizer.pad_token_id, prompts.longest, multiple)
+        longest = recommender.prompt_builder.longest
+        collator = TreeCollator.for_model(model, tokenizer.pad_token_id, longest, multiple)
     check_rows(rows, training)
-    trainer_class = RecommendingSFTTrainer if arguments.base_model else SmallVocabularySFTTrainer
+    options: dict[str, Any] = {}
+    trainer_class: type[RecommendingSFTTrainer] = RecommendingSFTTrainer
+    if arguments.normalizer == "catalogue" or arguments.base_model is None:
+        trainer_class = SmallVocabularySFTTrainer
+    if arguments.normalizer == "catalogue":
+        tokens = recommender.prompt_builder.vocabulary.item_tokens
+        options["likelihood"] = CatalogueLikelihood(recommender.search.trie, tokens)
     return trainer_class(
         model=model,
         args=training,
@@ -130,6 +139,7 @@ def make_trainer(
         data_collator=collator,
         callbacks=callbacks,
         validate=validate,
+        **options,
     )
 
 

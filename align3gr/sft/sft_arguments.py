@@ -43,6 +43,14 @@ class SFTArguments:
     rephrased: float = field(
         default=0.0, metadata={"help": "Passes over one position a user with the other sequential templates."}
     )
+    normalizer: str = field(
+        default="vocabulary",
+        metadata={
+            "help": "What the probability of an SCID is normalised over, in training and wherever the model "
+            "recommends: the vocabulary (the paper), or what the catalogue can go on with.",
+            "choices": ["vocabulary", "catalogue"],
+        },
+    )
     max_history: int = field(default=20, metadata={"help": "Latest items of a history that a prompt holds."})
     user_scid: bool = field(default=True, metadata={"help": "Whether prompts hold the user's SCID."})
     user_codes_from: str = field(

@@ -6,6 +6,8 @@ from typing import Any
 from transformers import Trainer
 from trl import SFTTrainer
 
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+
 
 class RecommendingSFTTrainer(SFTTrainer):
     """`SFTTrainer` that judges a model by what it recommends.
@@ -42,7 +44,19 @@ class SmallVocabularySFTTrainer(RecommendingSFTTrainer):
     TRL computes log-probabilities tile by tile, with entropies and ranks for its metrics. That saves memory where a
     vocabulary is large; with 2,000 tokens on a CPU it takes longer than the rest of the model, and the full logits
     are small. `entropy` and `mean_token_accuracy` are not logged.
+
+    Args:
+        likelihood: SCIDs are normalised over its catalogue; over the vocabulary where it is None.
     """
+
+    def __init__(self, *args: Any, likelihood: CatalogueLikelihood | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if likelihood is not None:
+
+            def loss(outputs, labels, num_items_in_batch=None):
+                return likelihood.loss(outputs.logits, labels, num_items_in_batch)
+
+            self.compute_loss_func = loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["use_cache"] = False

@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from trl import SFTConfig
 
 from align3gr.errors import InputError
-from align3gr.scid import PromptBuilder
+from align3gr.decoding import Recommender
+from align3gr.scid import PromptBuilder, codes_column
 from align3gr.sft import SFTArguments, SmallLlamaConfig, every_item_rows, make_trainer, read_user_codes, small_llama
 
 from .conftest import ITEM_CODES, SEQUENCES, USER_CODES
@@ -27,7 +29,10 @@ def trainer_of(scid_tokenizer, folder, validate, **options):
     )
     rows = every_item_rows(prompts, SEQUENCES, USER_CODES, ITEM_CODES)
     arguments = SFTArguments(run_dir=str(folder), **options)
-    return make_trainer(model, scid_tokenizer, rows, training, arguments, prompts, validate)
+    names = [f"item {row}" for row in range(len(ITEM_CODES))]
+    items = pl.DataFrame({"item_id": names, "title": names}).with_columns(codes_column(ITEM_CODES))
+    recommender = Recommender(model, scid_tokenizer, items, prompt_builder=prompts)
+    return make_trainer(model, scid_tokenizer, rows, training, arguments, recommender, validate)
 
 
 def test_a_resumed_run_has_the_patience_that_is_left(scid_tokenizer, tmp_path):

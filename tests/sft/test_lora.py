@@ -236,6 +236,20 @@ def test_the_recommender_opens_an_adapter_and_the_command_merges_it(new_tokens, 
     assert "merged: exists already" in capsys.readouterr().err
 
 
+def test_an_adapter_says_what_it_was_normalised_over(tmp_path):
+    model, tokenizer, _ = adapted(tmp_path)
+    model.config.scid_normalizer = "catalogue"
+    trained = recommender(model.eval(), tokenizer)
+    assert trained.search.normalizer == "catalogue"
+    trained.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    for folder in ("adapter", "merged"):
+        opened = Recommender.from_pretrained(tmp_path / folder, num_beams=8)
+        assert opened.search.normalizer == "catalogue"
+        assert lists(opened) == lists(trained)
+    assert type(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")).__name__ == "PeftModelForCausalLM"
+
+
 def test_a_base_that_is_gone_is_named(tmp_path):
     model, tokenizer, _ = adapted(tmp_path)
     save_adapter(model, tokenizer, tmp_path / "adapter", base=tmp_path / "moved")

@@ -4,7 +4,9 @@ import torch
 from transformers import EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
-from align3gr.scid import PromptBuilder, SCIDTokenizer, train_base_tokenizer
+from align3gr.decoding import SCIDTrie
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.scid import PromptBuilder, SCIDTokenizer, SCIDVocabulary, train_base_tokenizer
 from align3gr.sft import SmallLlamaConfig, SmallVocabularySFTTrainer, every_item_rows, small_llama
 
 
@@ -13,10 +15,12 @@ def tokenizer():
     return SCIDTokenizer.from_base(train_base_tokenizer(["a b c"], 260), [3, 3], [2])
 
 
-def train(trainer_class, tokenizer, folder, validate=None, callbacks=(), **options):
-    item_codes = np.array([[0, 0], [1, 2], [2, 1]])
+ITEM_CODES = np.array([[0, 0], [1, 2], [2, 1], [1, 0]])
+
+
+def train(trainer_class, tokenizer, folder, validate=None, callbacks=(), likelihood=None, **options):
     sequences = [np.array([0, 2, 1]), np.array([1, 0, 1, 2, 2]), np.array([2, 1])]
-    rows = every_item_rows(PromptBuilder(tokenizer), sequences, np.array([[1], [0], [1]]), item_codes)
+    rows = every_item_rows(PromptBuilder(tokenizer), sequences, np.array([[1], [0], [1]]), ITEM_CODES)
     config = SmallLlamaConfig(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2)
     model = small_llama(config, tokenizer, seed=0)
     arguments = SFTConfig(
@@ -27,6 +31,7 @@ def train(trainer_class, tokenizer, folder, validate=None, callbacks=(), **optio
         **({"max_steps": 3, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"} | options),
     )
     judged = {} if validate is None else {"validate": validate}
+    judged |= {} if likelihood is None else {"likelihood": likelihood}
     trainer = trainer_class(
         model=model,
         args=arguments,
@@ -48,12 +53,40 @@ def test_it_trains_as_trl_does(tokenizer, tmp_path):
         torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-5)
 
 
-def test_accumulating_small_batches_is_one_large_batch(tokenizer, tmp_path):
-    large, _ = train(SmallVocabularySFTTrainer, tokenizer, tmp_path, per_device_train_batch_size=3)
+def catalogue(tokenizer) -> CatalogueLikelihood:
+    trie = SCIDTrie.from_codes(ITEM_CODES, (3, 3))
+    return CatalogueLikelihood(trie, SCIDVocabulary.from_tokenizer(tokenizer).item_tokens)
+
+
+def test_over_the_catalogue_the_first_loss_is_that_of_a_guess_among_its_items(tokenizer, tmp_path):
+    losses, _ = train(
+        SmallVocabularySFTTrainer,
+        tokenizer,
+        tmp_path,
+        likelihood=catalogue(tokenizer),
+        per_device_train_batch_size=3,
+        learning_rate=1e-2,
+        max_steps=40,
+        warmup_steps=0,
+    )
+    # Seven items are learnt: codes 1 of 3, then 1 of 1 or, behind code 1, 1 of 2. Each has two labels.
+    items = [2, 1, 0, 1, 2, 2, 1]  # from the second on, of all sequences
+    guess = np.mean([np.log(3) + np.log(2) * (item == 1) for item in items]) / 2
+    assert losses[0] == pytest.approx(guess, abs=0.02)
+    assert losses[-1] < guess / 3
+
+
+@pytest.mark.parametrize("normalizer", ["vocabulary", "catalogue"])
+def test_accumulating_small_batches_is_one_large_batch(tokenizer, tmp_path, normalizer):
+    likelihood = catalogue(tokenizer) if normalizer == "catalogue" else None
+    large, _ = train(
+        SmallVocabularySFTTrainer, tokenizer, tmp_path, likelihood=likelihood, per_device_train_batch_size=3
+    )
     small, _ = train(
         SmallVocabularySFTTrainer,
         tokenizer,
         tmp_path,
+        likelihood=likelihood,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=3,
     )

@@ -1,0 +1,126 @@
+"""Log-probabilities of items over the catalogue alone, for training; the searches call them `normalizer="catalogue"`.
+
+A language model spends probability on tokens that continue no SCID of the catalogue. A search never follows them, and a
+small model needs most of its training to learn which they are: how the catalogue is coded, not what a user wants.
+Where each step is normalised over the codes that some item has there, the probabilities of all items sum to one, and
+every gradient is about the choice between items. The searches read `config.scid_normalizer` of a model that was
+trained so; in `generate` the same is `SCIDLogitsProcessor` with `renormalize_logits=True`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from align3gr.decoding.trie import SCIDTrie
+from align3gr.errors import InputError
+
+IGNORE = -100
+
+
+class CatalogueLikelihood:
+    """The likelihood of SCIDs of a catalogue under logits of a model.
+
+    Args:
+        trie: the catalogue.
+        level_tokens: token id of each code of each level, such as `SCIDVocabulary.item_tokens`.
+            Shape: `(levels, codebook_size)`.
+    """
+
+    def __init__(self, trie: SCIDTrie, level_tokens: np.ndarray | Tensor) -> None:
+        table = torch.as_tensor(level_tokens)
+        self.trie = trie
+        self._tokens = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
+        last = max(int(row.max()) for row in self._tokens)
+        self._level_of = torch.full((last + 1,), -1)
+        self._code_of = torch.zeros(last + 1, dtype=torch.long)
+        for level, row in enumerate(self._tokens):
+            self._level_of[row] = level
+            self._code_of[row] = torch.arange(len(row))
+
+    def to(self, device: torch.device | str) -> "CatalogueLikelihood":
+        """The same on another device; itself where it is there already."""
+        if self._level_of.device == torch.device(device):
+            return self
+        twin = object.__new__(CatalogueLikelihood)
+        twin.trie = self.trie.to(device)
+        twin._tokens = [row.to(device) for row in self._tokens]
+        twin._level_of, twin._code_of = self._level_of.to(device), self._code_of.to(device)
+        return twin
+
+    def log_probs(self, logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities of the tokens of whole SCIDs, each over what the catalogue has behind those before it.
+
+        Args:
+            logits: any number of rows.
+                Shape: `(rows, vocabulary)`.
+            rows: the row that predicts each token.
+                Shape: `(scids, levels)`.
+            tokens: SCIDs of the catalogue.
+                Shape: `(scids, levels)`.
+
+        Returns:
+            Shape: `(scids, levels)`, float32.
+
+        Raises:
+            InputError: something among the tokens is no SCID of the catalogue.
+        """
+        likelihood = self.to(logits.device)
+        trie, codes = likelihood.trie, likelihood._codes(tokens)
+        node = torch.zeros(len(tokens), dtype=torch.long, device=logits.device)
+        steps = []
+        for level, level_tokens in enumerate(likelihood._tokens):
+            children = trie.children(level, node[None])[0]  # (scids, fan)
+            child_codes = trie.codes(level + 1, children)
+            size = len(level_tokens)
+            possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=logits.device)
+            possible.scatter_(1, child_codes.masked_fill(children < 0, size), True)
+            scores = logits[:, level_tokens][rows[:, level]].float()  # (scids, codes)
+            scores = scores.masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
+            steps.append(scores.gather(1, codes[:, level, None]))
+            is_next = (children >= 0) & (child_codes == codes[:, level, None])
+            node = children.masked_fill(~is_next, -1).amax(dim=-1)
+            if (node < 0).any():
+                wrong = tokens[int((node < 0).nonzero()[0])].tolist()
+                raise InputError(f"the tokens {wrong} are no SCID of the catalogue; train on codes of this catalogue")
+        return torch.cat(steps, dim=1)
+
+    def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean negative log-likelihood of the labels: of SCIDs over the catalogue, of other tokens over the vocabulary.
+
+        Args:
+            logits: of a causal LM.
+                Shape: `(batch, length, vocabulary)`.
+            labels: each is predicted by the logits in front of it; -100 for none. SCIDs stand in one piece.
+                Shape: `(batch, length)`.
+            num_items_in_batch: labels to divide by; those of `labels` where it is None.
+
+        Raises:
+            InputError: labels hold a part of an SCID, or one that is not in the catalogue.
+        """
+        likelihood = self.to(logits.device)
+        labels = torch.cat([torch.full_like(labels[:, :1], IGNORE), labels[:, 1:]], dim=1)  # the first has no logits
+        labels = labels.flatten()
+        known = labels.clamp(0, len(likelihood._level_of) - 1)
+        level_of = likelihood._level_of[known].masked_fill((labels != known), -1)
+        levels = torch.arange(self.trie.levels, device=labels.device)
+        places = (level_of == 0).nonzero() + levels  # (scids, levels)
+        whole = len(places) == 0 or (int(places[-1, -1]) < len(labels) and bool((level_of[places] == levels).all()))
+        if not whole or int((level_of >= 0).sum()) != places.numel():
+            raise InputError("labels hold a part of an SCID; all of its tokens are labels, or none")
+        flat = logits.flatten(0, 1)
+        total = -likelihood.log_probs(flat, places - 1, labels[places]).sum()
+        text = ((labels != IGNORE) & (level_of < 0)).nonzero()[:, 0]
+        if len(text):
+            total = total + cross_entropy(flat[text - 1].float(), labels[text], reduction="sum")
+        count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count
+
+    def _codes(self, tokens: Tensor) -> Tensor:
+        known = tokens.clamp(0, len(self._level_of) - 1)
+        levels = torch.arange(self.trie.levels, device=tokens.device)
+        wrong = (known != tokens) | (self._level_of[known] != levels)
+        if wrong.any():
+            found = tokens[int(wrong.any(-1).nonzero()[0])].tolist()
+            raise InputError(f"the tokens {found} are no SCID of the catalogue; train on codes of this catalogue")
+        return self._code_of[known]

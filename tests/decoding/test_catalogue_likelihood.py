@@ -1,0 +1,146 @@
+"""Probabilities of items over the catalogue, against the same quotients taken prefix by prefix in plain Python."""
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+
+from align3gr.decoding import SCIDLogitsProcessor
+from align3gr.decoding.beam_search import ConstrainedBeamSearch
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.decoding.exhaustive_search import ExhaustiveSearch
+from align3gr.decoding.stochastic_beams import StochasticBeamSearch
+from align3gr.decoding.trie import SCIDTrie
+from align3gr.errors import InputError
+
+PROMPTS = [[1, 12, 18, 25], [1, 50, 51, 52, 53, 11, 17, 24, 45], [7]]
+INPUT_IDS = torch.tensor([[0] * (9 - len(prompt)) + prompt for prompt in PROMPTS])
+MASK = torch.tensor([[0] * (9 - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+LEVEL_TOKENS = torch.arange(10, 49).view(3, 13)
+CODES = torch.unique(torch.randint(13, (60, 3), generator=torch.Generator().manual_seed(3)), dim=0)
+TOKENS = torch.stack([LEVEL_TOKENS[level][CODES[:, level]] for level in range(3)], dim=1)
+TRIE = SCIDTrie.from_codes(CODES, (13, 13, 13))
+
+
+@torch.no_grad()
+def plain_scores(model, prompt) -> list[float]:
+    """One forward a step, and the quotient of exponentials over the tokens that some item has there."""
+    rows = TOKENS.tolist()
+    scores = []
+    for row in rows:
+        score = 0.0
+        for level in range(3):
+            logits = model(torch.tensor([prompt + row[:level]])).logits[0, -1].double().exp()
+            possible = {other[level] for other in rows if other[:level] == row[:level]}
+            score += (logits[row[level]] / sum(logits[token] for token in possible)).log().item()
+        scores.append(score)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def truth(tiny_model):
+    return [plain_scores(tiny_model(), prompt) for prompt in PROMPTS]
+
+
+def searches(model):
+    every = TRIE.num_nodes
+    yield ConstrainedBeamSearch(model, TRIE, LEVEL_TOKENS, every[-1], every, "catalogue")
+    yield ExhaustiveSearch(model, TRIE, LEVEL_TOKENS, "catalogue")
+    model.config.scid_normalizer = "catalogue"  # what a model trained so says of itself
+    yield ConstrainedBeamSearch(model, TRIE, LEVEL_TOKENS, every[-1], every)
+    yield ExhaustiveSearch(model, TRIE, LEVEL_TOKENS)
+    yield StochasticBeamSearch(model, TRIE, LEVEL_TOKENS, every[-1], seed=1)
+
+
+def test_all_searches_give_probabilities_that_sum_to_one(tiny_model, truth):
+    for search in searches(tiny_model()):
+        output = search.search(INPUT_IDS, MASK).top(len(CODES))
+        for items, scores, expected in zip(output.items, output.scores, truth, strict=True):
+            assert sorted(items.tolist()) == list(range(len(CODES)))
+            assert scores.tolist() == pytest.approx([expected[item] for item in items], abs=1e-4)
+            assert scores.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_may_not_be_shown_keeps_its_share(tiny_model, truth):
+    for search in searches(tiny_model()):
+        output = search.search(INPUT_IDS, MASK, denied=[0, 7, 30]).top(len(CODES) - 3)
+        for items, scores, expected in zip(output.items, output.scores, truth, strict=True):
+            assert sorted(items.tolist()) == [item for item in range(len(CODES)) if item not in (0, 7, 30)]
+            assert scores.tolist() == pytest.approx([expected[item] for item in items], abs=1e-4)
+
+
+def test_the_loss_is_the_mean_over_labels(tiny_model, truth):
+    model = tiny_model()
+    answers = [4, 11, 29]
+    rows = [prompt + TOKENS[item].tolist() for prompt, item in zip(PROMPTS, answers, strict=True)]
+    input_ids = torch.tensor([[0] * (12 - len(row)) + row for row in rows])
+    labels = torch.full_like(input_ids, -100)
+    labels[:, -3:] = input_ids[:, -3:]
+    mask = torch.cat([MASK, torch.ones(3, 3, dtype=torch.long)], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    logits = model(input_ids, attention_mask=mask, position_ids=positions).logits
+    likelihood = CatalogueLikelihood(TRIE, LEVEL_TOKENS)
+    expected = -sum(scores[item] for scores, item in zip(truth, answers, strict=True))
+    assert likelihood.loss(logits, labels).item() == pytest.approx(expected / 9, abs=1e-5)
+    assert likelihood.loss(logits, labels, 18).item() == pytest.approx(expected / 18, abs=1e-5)
+    # A label of words is normalised over the vocabulary, beside SCIDs in the same row.
+    labels[1, 4] = input_ids[1, 4]
+    word = -logits[1, 3].log_softmax(-1)[input_ids[1, 4]].item()
+    assert likelihood.loss(logits, labels).item() == pytest.approx((expected + word) / 10, abs=1e-5)
+    labels[:] = -100
+    assert likelihood.loss(logits, labels, 5).item() == 0.0
+
+
+def test_only_logits_of_the_catalogue_get_gradients():
+    logits = torch.randn(1, 4, 60, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.tensor([[-100, *TOKENS[5].tolist()]])
+    CatalogueLikelihood(TRIE, LEVEL_TOKENS).loss(logits, labels).backward()
+    rows = TOKENS.tolist()
+    for level in range(3):
+        possible = {row[level] for row in rows if row[:level] == rows[5][:level]}
+        moved = set(logits.grad[0, level].nonzero()[:, 0].tolist())
+        assert moved == (possible if len(possible) > 1 else set())
+        assert logits.grad[0, level].sum().item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-100, 10, 23, -100], "part of an SCID"),
+        ([-100, -100, 10, 23], "part of an SCID"),
+        ([-100, 23, 36, 10], "part of an SCID"),
+        ([-100, 10, 10, 36], "part of an SCID"),
+        ([-100, 10, 23, 36], "no SCID of the catalogue"),
+    ],
+)
+def test_labels_that_are_no_items_are_refused(labels, message):
+    assert [0, 0, 0] not in CODES.tolist()
+    with pytest.raises(InputError, match=message):
+        CatalogueLikelihood(TRIE, LEVEL_TOKENS).loss(torch.zeros(1, 4, 60), torch.tensor([labels]))
+
+
+def test_tokens_of_other_things_are_refused():
+    with pytest.raises(InputError, match="no SCID of the catalogue"):
+        CatalogueLikelihood(TRIE, LEVEL_TOKENS).log_probs(
+            torch.zeros(3, 60), torch.tensor([[0, 1, 2]]), torch.tensor([[55, 23, 36]])
+        )
+
+
+def test_generate_gives_the_same_where_it_normalises_after_the_processor(tiny_model, truth):
+    model = tiny_model()
+    prompt = torch.tensor([PROMPTS[1]])
+    processor = SCIDLogitsProcessor(TRIE, LEVEL_TOKENS, prompt.shape[1])
+    output = model.generate(
+        prompt,
+        logits_processor=LogitsProcessorList([processor]),
+        renormalize_logits=True,
+        num_beams=20,
+        num_return_sequences=5,
+        max_new_tokens=3,
+        eos_token_id=None,
+        length_penalty=0.0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = [TOKENS.tolist().index(row[-3:]) for row in output.sequences.tolist()]
+    assert output.sequences_scores.tolist() == pytest.approx([truth[1][item] for item in found], abs=1e-4)
+    assert found == sorted(range(len(CODES)), key=lambda item: -truth[1][item])[:5]
