@@ -1,7 +1,7 @@
 """Log-probabilities of items over the catalogue alone, for training; the searches call them `normalizer="catalogue"`.
 
-A language model spends probability on tokens that continue no SCID of the catalogue. A search never follows them, and a
-small model needs most of its training to learn which they are: how the catalogue is coded, not what a user wants.
+A language model spends probability on tokens that continue no SCID of the catalogue. A search never follows them, and
+a small model needs most of its training to learn which they are: how the catalogue is coded, not what a user wants.
 Where each step is normalised over the codes that some item has there, the probabilities of all items sum to one, and
 every gradient is about the choice between items. The searches read `config.scid_normalizer` of a model that was
 trained so; in `generate` the same is `SCIDLogitsProcessor` with `renormalize_logits=True`.
@@ -86,7 +86,7 @@ class CatalogueLikelihood:
         return torch.cat(steps, dim=1)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Mean negative log-likelihood of the labels: of SCIDs over the catalogue, of other tokens over the vocabulary.
+        """Mean negative log-likelihood of the labels: SCIDs over the catalogue, other tokens over the vocabulary.
 
         Args:
             logits: of a causal LM.

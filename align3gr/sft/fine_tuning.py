@@ -19,7 +19,6 @@ from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.scid.assigner import SCIDAssigner
-from align3gr.scid.prompts import PromptBuilder
 from align3gr.sft.pretrained import undivided
 from align3gr.sft.row_checks import check_rows
 from align3gr.sft.sft_arguments import SFTArguments
@@ -100,8 +99,9 @@ def make_trainer(
     """The trainer of the SFT stage.
 
     A model from scratch takes [`SmallVocabularySFTTrainer`], and so does every model that is normalised over the
-    catalogue; a pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With `validate` and
-    `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
+    catalogue; a pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With
+    `validate` and `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is
+    the result.
 
     Raises:
         InputError: a setting would cut rows, or early stopping has nothing to go by.

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from trl import SFTConfig
 
-from align3gr.errors import InputError
 from align3gr.decoding import Recommender
+from align3gr.errors import InputError
 from align3gr.scid import PromptBuilder, codes_column
 from align3gr.sft import SFTArguments, SmallLlamaConfig, every_item_rows, make_trainer, read_user_codes, small_llama
 
