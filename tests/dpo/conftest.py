@@ -1,13 +1,18 @@
 """Tiny random models and rows for the preference tests."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from align3gr.dpo import SoftmaxDPOTrainer
 
 VOCABULARY = 60
 
@@ -78,3 +83,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="t2")
+
+
+@pytest.fixture
+def build(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., "SoftmaxDPOTrainer"]:
+    """Builder of a trainer of two logged steps over all rows, on the CPU."""
+    from align3gr.dpo import SoftmaxDPOConfig, SoftmaxDPOTrainer  # TRL takes seconds, and data tests do not need it
+
+    def trainer(
+        model: Any, rows: Any, ref_model: Any = None, eval_dataset: Any = None, peft_config: Any = None, **options: Any
+    ) -> SoftmaxDPOTrainer:
+        settings = {"learning_rate": 1e-2, "max_steps": 2, "report_to": "none", "use_cpu": True, "logging_steps": 1}
+        settings |= {"per_device_train_batch_size": 3, "save_strategy": "no", "disable_tqdm": True}
+        args = SoftmaxDPOConfig(str(tmp_path), **(settings | options))
+        data = Dataset.from_list(rows) if isinstance(rows, list) else rows
+        return SoftmaxDPOTrainer(model, ref_model, args, data, eval_dataset, tokenizer, peft_config=peft_config)
+
+    return trainer

@@ -1,48 +1,17 @@
-"""The trainer's loss, its reference and its rows."""
+"""The trainer's loss, its metrics and the rows that it refuses."""
 
 import copy
 import math
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from datasets import Dataset
+from transformers import ProcessorMixin
 from trl import DPOConfig, DPOTrainer
 
-from align3gr.dpo import softmax_dpo_trainer as module
-from align3gr.dpo.preference_rows import REFERENCE_COLUMNS
-from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
-from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
+from align3gr.dpo import SoftmaxDPOTrainer
 from align3gr.errors import InputError
-
-
-@pytest.fixture
-def build(tmp_path, tokenizer):
-    def trainer(model, rows, ref_model=None, eval_dataset=None, peft_config=None, **options):
-        settings = {"learning_rate": 1e-2, "max_steps": 2, "report_to": "none", "use_cpu": True, "logging_steps": 1}
-        settings |= {"per_device_train_batch_size": 3, "save_strategy": "no", "disable_tqdm": True}
-        args = SoftmaxDPOConfig(str(tmp_path), **(settings | options))
-        data = rows if isinstance(rows, IterableDataset) else Dataset.from_list(rows)
-        return SoftmaxDPOTrainer(model, ref_model, args, data, eval_dataset, tokenizer, peft_config=peft_config)
-
-    return trainer
-
-
-def losses(trainer):
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def batch_loss(trainer):
-    """Loss and gradients of one batch of the whole dataset."""
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
-
-
-UNIFORM = (math.log(3) + math.log(2) + math.log(5)) / 3  # rows of 2, 1 and 4 rejected
+from tests.dpo.training import UNIFORM, assert_gradients_equal, batch_loss, losses
 
 
 @pytest.mark.parametrize("sharing", ["shared", "merged", "naive"])
@@ -54,50 +23,6 @@ def test_starts_at_log_of_the_number_of_completions(build, llama, rows, sharing)
     logged = trainer.state.log_history[0]
     assert logged["uniform_loss"] == pytest.approx(UNIFORM, abs=1e-6)
     assert logged["rewards/margins"] == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize("moved", [False, True], ids=["fresh", "trained"])
-def test_reference_of_a_peft_model_is_the_policy_at_the_start(build, llama, lora, rows, moved):
-    """Also where DPOTrainer's copy of the adapter lacks the trained token rows."""
-    model = lora(llama())
-    if moved:
-        losses(build(model, rows))
-    trainer = build(model, rows)
-    assert list(model.peft_config) == ["default"]
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert {name.rsplit(".", 1)[-1] for name in trainable if "trainable_tokens" in name} == {"default"}
-    assert losses(trainer)[0] == pytest.approx(UNIFORM, abs=1e-4)
-
-
-def test_reference_of_a_second_stage_is_the_end_of_the_first(build, llama, rows):
-    model = llama()
-    losses(build(model, rows))
-    assert losses(build(model, rows))[0] == pytest.approx(UNIFORM, abs=1e-4)
-
-
-def test_fresh_adapter_from_a_peft_config(build, llama, rows):
-    trainer = build(llama(), rows[:2], peft_config=LoraConfig(target_modules=["q_proj"]))
-    assert losses(trainer)[0] == pytest.approx((math.log(3) + math.log(2)) / 2, abs=1e-4)
-
-
-def test_explicit_reference_with_and_without_precomputation(build, llama, rows):
-    policy, reference = llama(seed=0), llama(seed=1)
-    values = [
-        batch_loss(build(policy, rows, reference, precompute_ref_log_probs=precompute))[0]
-        for precompute in (True, False)
-    ]
-    assert values[0] == pytest.approx(values[1], abs=1e-5)
-    # By hand: log-ratios from both models, Eq. (3) as printed, row by row.
-    expected = []
-    for row in rows:
-        ratios = []
-        for completion in [row["chosen_ids"], *row["rejected_ids"]]:
-            ids, start = torch.tensor([row["prompt_ids"] + completion]), len(row["prompt_ids"]) - 1
-            logps = [m(input_ids=ids).logits[0, start:-1].log_softmax(-1) for m in (policy, reference)]
-            ratios.append(sum((logps[0] - logps[1])[at, token].item() for at, token in enumerate(completion)))
-        total = sum(math.exp(0.1 * (ratio - ratios[0])) for ratio in ratios[1:])
-        expected.append(-math.log(1 / (1 + total)))
-    assert values[0] == pytest.approx(sum(expected) / 3, abs=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(build, llama, lora, rows):
@@ -115,21 +40,80 @@ def test_bf16_mixed_precision_starts_near_the_reference(build, llama, rows):
 TEXT_ROW = Dataset.from_list([{"prompt": "t1", "chosen": "t3", "rejected": "t4"}])
 
 
-def trl_config(folder):
-    return DPOConfig(str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none")
+VARIANTS = {
+    "sigmoid": ({}, {}),
+    "with an SFT term": (
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 0.25]},
+        {"preference_coefficient": 0.5, "sft_coefficient": 0.25},
+    ),
+    "sft alone": ({"loss_type": ["sft"]}, {"preference_coefficient": 0.0, "sft_coefficient": 1.0}),
+    "means over tokens": ({"loss_type": ["sigmoid_norm"]}, {"length_normalization": True}),
+}
 
 
-def test_one_rejected_equals_trl_sigmoid_dpo(build, llama, rows, tokenizer, tmp_path):
-    pairs = [row | {"rejected_ids": row["rejected_ids"][:1]} for row in rows]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_rejected_equals_trl(variant, build, llama, rows, tokenizer, tmp_path):
+    """Loss and gradients; the chosen are equally long, for TRL's SFT term counts every token of a batch alike."""
+    theirs, options = VARIANTS[variant]
+    pairs = [
+        row | {"chosen_ids": [*row["chosen_ids"], 59][:3], "rejected_ids": row["rejected_ids"][-1:]} for row in rows
+    ]
     policy, reference = llama(seed=0), llama(seed=1)
-    ours, our_gradients = batch_loss(build(copy.deepcopy(policy), pairs, reference))
-    trl = DPOTrainer(policy, reference, trl_config(tmp_path), train_dataset=TEXT_ROW, processing_class=tokenizer)
+    ours, our_gradients = batch_loss(build(copy.deepcopy(policy), pairs, reference, **options))
+    args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", **theirs)
+    trl = DPOTrainer(policy, reference, args, train_dataset=TEXT_ROW, processing_class=tokenizer)
     batch = trl.data_collator([row | {"rejected_ids": row["rejected_ids"][0]} for row in pairs])
     loss = trl.compute_loss(trl.model, batch)
     loss.backward()
-    assert ours == pytest.approx(loss.item(), abs=1e-5)
-    for name, parameter in trl.model.named_parameters():
-        torch.testing.assert_close(our_gradients[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+    assert ours == pytest.approx(loss.item(), rel=1e-6)
+    assert_gradients_equal(our_gradients, {name: p.grad for name, p in trl.model.named_parameters()})
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_three_layouts_give_one_loss_and_one_gradient(kind, build, llama, lora, rows):
+    """Of the whole loss, all terms and ragged rows; LoRA with trained rows of embedding and head."""
+    options = {"sft_coefficient": 0.5, "length_normalization": True}
+    results = []
+    for sharing in ("naive", "shared", "merged"):
+        policy = lora(llama()) if kind == "lora" else llama()
+        results.append(batch_loss(build(policy, rows, llama(seed=1), prefix_sharing=sharing, **options)))
+    (expected, gradients), *others = results
+    assert sum("trainable_tokens_delta" in name for name in gradients) == (2 if kind == "lora" else 0)
+    for loss, other in others:
+        assert loss == pytest.approx(expected, abs=1e-5)
+        assert_gradients_equal(other, gradients)
+
+
+def test_the_sft_term_is_the_mean_of_the_rows(build, llama, rows):
+    """By hand: mean negative log-likelihood of each chosen completion; chosen differ in length."""
+    model = llama()
+    expected = []
+    for row in rows:
+        ids, start = torch.tensor([row["prompt_ids"] + row["chosen_ids"]]), len(row["prompt_ids"]) - 1
+        logps = model(input_ids=ids).logits[0, start:-1].log_softmax(-1)
+        expected.append(-logps[range(len(row["chosen_ids"])), row["chosen_ids"]].mean().item())
+    trainer = build(model, rows, preference_coefficient=0.5, sft_coefficient=2.0)
+    total = losses(trainer)[0]
+    logged = trainer.state.log_history[0]
+    assert logged["sft_loss"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert logged["preference_loss"] == pytest.approx(UNIFORM, abs=1e-5)
+    assert total == pytest.approx(0.5 * UNIFORM + 2 * sum(expected) / 3, rel=1e-5)
+    assert trainer.state.log_history[1]["sft_loss"] < logged["sft_loss"]
+    without = build(llama(), rows)
+    assert losses(without)[0] == pytest.approx(without.state.log_history[0]["preference_loss"], abs=1e-6)
+    assert "sft_loss" not in without.state.log_history[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharing", ["shared", "naive"])
+def test_logits_of_ten_thousand_stay_finite(dtype, sharing, build, llama, rows):
+    policy = llama().to(dtype)
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(1e4 / policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits.abs().max())
+        assert policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits.abs().max() > 9e3
+    loss, gradients = batch_loss(build(policy, rows, llama(seed=1), prefix_sharing=sharing, beta=1.0))
+    assert math.isfinite(loss) and loss > 100
+    assert all(torch.isfinite(grad).all() for grad in gradients.values()) and len(gradients) > 10
 
 
 def test_order_of_rejected_changes_nothing(build, llama, rows):
@@ -163,6 +147,26 @@ def test_accumulation_equals_a_large_batch(build, llama, rows):
         torch.testing.assert_close(other_weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_ranks_and_rewards_count_means_over_tokens_where_the_loss_does(build, llama):
+    """The chosen has more tokens: worse by its sum, better by its mean."""
+    model = llama()
+    row = {"prompt_ids": [1, 5], "chosen_ids": [41, 47, 52, 53], "rejected_ids": [[42]]}
+    logps = []
+    for completion in (row["chosen_ids"], row["rejected_ids"][0]):
+        logits = model(input_ids=torch.tensor([row["prompt_ids"] + completion])).logits[0, 1:-1].log_softmax(-1)
+        logps.append(logits[range(len(completion)), completion].sum().item())
+    assert logps[0] < logps[1] < logps[0] / 4
+    logged = {}
+    for normalised in (False, True):
+        trainer = build(model, [row], llama(seed=1), length_normalization=normalised, learning_rate=0.0)
+        losses(trainer)
+        logged[normalised] = trainer.state.log_history[0]
+    assert logged[False]["chosen_rank"] == 2 and logged[True]["chosen_rank"] == 1
+    assert logged[True]["rewards/chosen"] == pytest.approx(logged[False]["rewards/chosen"] / 4, rel=1e-5)
+    assert logged[True]["rewards/rejected"] == pytest.approx(logged[False]["rewards/rejected"], rel=1e-5)
+    assert logged[True]["logps/chosen"] == logged[False]["logps/chosen"] == pytest.approx(logps[0], rel=1e-5)
+
+
 def test_metrics_by_hand(build, llama, rows):
     trainer = build(llama(), rows[:2])
     logps = torch.tensor([[-1.0, -2.0, 0.5], [-3.0, -1.0, 0.0]])
@@ -182,27 +186,6 @@ def test_metrics_by_hand(build, llama, rows):
         "uniform_loss": (math.log(3) + math.log(2)) / 2,
     }
     assert metrics == pytest.approx(expected, abs=1e-6)
-
-
-def test_evaluation_uses_the_reference_of_the_start(build, llama, rows):
-    trainer = build(llama(), rows, eval_dataset=Dataset.from_list(rows))
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(UNIFORM, abs=1e-4)
-    trainer.train()
-    assert trainer.evaluate()["eval_loss"] < UNIFORM - 0.01
-    assert trainer.predict(trainer.eval_dataset).predictions.shape == (3, 5)
-
-
-def test_dataset_after_training_has_no_reference(build, llama, lora, rows):
-    trainer = build(lora(llama()), rows)
-    trainer.train()
-    with pytest.raises(ValueError, match=r"has been trained since.*ref_model"):
-        trainer.evaluate(Dataset.from_list(rows))
-
-
-def test_streamed_rows_with_an_explicit_reference(build, llama, rows):
-    stream = Dataset.from_list(rows).to_iterable_dataset()
-    trainer = build(llama(seed=0), stream, llama(seed=0), precompute_ref_log_probs=False)
-    assert losses(trainer)[0] == pytest.approx(UNIFORM, abs=1e-4)
 
 
 GOOD = {"prompt_ids": [1], "chosen_ids": [40, 45], "rejected_ids": [[41, 46]]}
@@ -229,42 +212,10 @@ def test_unusable_columns_are_named(build, llama):
         build(llama(), [{"prompt": "t1", "chosen": "t2"}])
 
 
-def test_undefined_references_are_refused(build, llama, lora, rows, monkeypatch):
-    with pytest.raises(ValueError, match="precompute_ref_log_probs=False needs an explicit `ref_model`"):
-        build(llama(), rows, precompute_ref_log_probs=False)
-    model = lora(llama())
-    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
-    model.set_adapter("other")
-    with pytest.raises(ValueError, match=r"active adapters are \['other'\]"):
-        build(model, rows)
-    with monkeypatch.context() as environment:
-        environment.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(ValueError, match="under FSDP"):
-            build(llama(), rows)
+def test_images_are_refused(llama, tokenizer):
+    class Processor(ProcessorMixin):
+        def __init__(self):
+            pass
 
-
-def test_model_is_left_without_the_parents_patch(build, llama, rows):
-    model = llama()
-    trainer = build(model, rows)
-    assert "forward" not in model.__dict__
-    twin = copy.deepcopy(model)
-    trainer.train()
-    ids = torch.tensor([[1, 5, 9]])
-    # A patched copy would run the trained original.
-    assert (twin(input_ids=ids).logits - model(input_ids=ids).logits).abs().max() > 1e-3
-
-
-def test_private_names_of_trl_exist(build, llama, rows):
-    for name in module.TRL_PRIVATE_METHODS:
-        assert callable(getattr(DPOTrainer, name)), name
-    trainer = build(llama(), rows)
-    for name in module.TRL_PRIVATE_ATTRIBUTES:
-        assert hasattr(trainer, name), name
-    trainer._set_signature_columns_if_needed()
-    assert set(REFERENCE_COLUMNS) <= set(trainer._signature_columns) & set(trainer.train_dataset.column_names)
-
-
-def test_trl_still_adds_the_reference_adapter_under_its_name(llama, lora, rows, tokenizer, tmp_path):
-    model = lora(llama())
-    DPOTrainer(model, None, trl_config(tmp_path), train_dataset=TEXT_ROW, processing_class=tokenizer)
-    assert module.REFERENCE_ADAPTER in model.peft_config
+    with pytest.raises(ValueError, match="images are not implemented by Softmax-DPO; pass the tokenizer"):
+        SoftmaxDPOTrainer(llama(), train_dataset=TEXT_ROW, processing_class=Processor())
