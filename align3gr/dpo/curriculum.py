@@ -6,7 +6,7 @@ done; everything else can be made again from it. So a run that was killed anywhe
 weights: finished stages are not run again, an unfinished one goes on with its rows and its last checkpoint.
 
     <output_dir>/curriculum.json     settings, metrics and decision of every stage
-                 0-easy/rows/        the stage's preference data (datasets) and its statistics
+                 0-easy/rows/        the stage's preference data (datasets) with its reference, and statistics
                  0-easy/trainer/     checkpoints of its trainer, until the stage is decided
                  0-easy/policy/      what the stage ended with, if all policies are kept
                  best/               the kept policy and tokenizer, once all stages are done
@@ -17,22 +17,26 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
-from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_folder
+from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_file, whole_folder
+from align3gr.dpo.curriculum_stage import CurriculumStage
+from align3gr.dpo.preference_rows import REFERENCE_COLUMNS
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
+from align3gr.dpo.stage_validation import StageValidation, stopped_at, validations
 from align3gr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,35 +44,14 @@ logger = logging.getLogger(__name__)
 _STATISTICS_FILE = "statistics.json"
 _DATASET_FOLDER = "dataset"
 
-MakeRows = Callable[[Any, "CurriculumStage", int], PreferenceRows]
-
-
-@dataclass(frozen=True)
-class CurriculumStage:
-    """One stage: its data and what differs from the common arguments.
-
-    Attributes:
-        name: Name in folders and logs.
-        difficulty: Kind of preference data, for `make_rows`.
-        num_prompts: Amount of preference data, for `make_rows`.
-        learning_rate: In place of the common one.
-        num_train_epochs: In place of the common one.
-        beta: In place of the common one.
-    """
-
-    name: str
-    difficulty: str
-    num_prompts: int
-    learning_rate: float | None = None
-    num_train_epochs: float | None = None
-    beta: float | None = None
+MakeRows = Callable[[Any, CurriculumStage, int], PreferenceRows]
 
 
 class ProgressiveCurriculum(TrainerCallback, ExportableState):
     """Watches one stage: names it in the log and checks that it starts from its own reference.
 
-    At the first step policy and reference are the same, so the loss must be the mean of `log(1 + N)`. A stale
-    reference, a wrong adapter or active dropout all show here, and nowhere else.
+    At the first step policy and reference are the same, so the preference loss must be the mean of `log(1 + N)`. A
+    stale reference, a wrong adapter or active dropout all show here, and nowhere else.
 
     Args:
         stage: Name of the stage.
@@ -88,14 +71,14 @@ class ProgressiveCurriculum(TrainerCallback, ExportableState):
         logger.info("stage %s: %d steps from step %d", self.stage, state.max_steps, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if state.global_step != 1 or not logs or "loss" not in logs:
+        if state.global_step != 1 or not logs or "preference_loss" not in logs:
             return
-        self.first_loss = logs["loss"]
+        self.first_loss = logs["preference_loss"]
         if not abs(self.first_loss - logs["uniform_loss"]) <= self.tolerance:
             raise RuntimeError(
-                f"stage {self.stage}: the first loss is {self.first_loss:.4f}, but a policy equal to its reference "
-                f"has {logs['uniform_loss']:.4f}; the reference is not the policy at the start of the stage, or "
-                "dropout is on"
+                f"stage {self.stage}: the first preference loss is {self.first_loss:.4f}, but a policy equal to its "
+                f"reference has {logs['uniform_loss']:.4f}; the reference is not the policy at the start of the "
+                "stage, or dropout is on"
             )
 
     def state(self) -> dict[str, Any]:
@@ -118,10 +101,13 @@ def run_curriculum(
     min_rows: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
     keep_policies: bool = False,
+    validate_steps: int | None = None,
+    stop_tolerance: float = 0.0,
 ) -> dict[str, Any]:
     """Train through the stages and leave the best policy in `model` and in `<output_dir>/best`.
 
-    Run again on the same folder, it continues. Launched in several processes, the first one makes rows and decisions.
+    Run again on the same folder, it continues. In a launch of several processes all must make the call; `make_rows`
+    and `evaluate` are called in every one, what the first one gets is taken, and it alone writes.
 
     Args:
         model: The fine-tuned policy, plain or with a LoRA adapter; trained in place.
@@ -136,6 +122,8 @@ def run_curriculum(
         min_rows: A stage with fewer rows is skipped.
         callbacks: Further callbacks for every stage's trainer.
         keep_policies: Keep what each stage ended with, rolled back or not, in `<n>-<name>/policy`.
+        validate_steps: Evaluate also inside a stage, each time after so many steps.
+        stop_tolerance: A stage is stopped as soon as such an evaluation is further below its start.
 
     Returns:
         The contents of `curriculum.json`.
@@ -146,11 +134,14 @@ def run_curriculum(
     """
     _check_arguments(stages, args)
     run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate, keep_policies)
-    run.begin({"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows})
+    run.begin(
+        {"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows}
+        | {"stops": [validate_steps, stop_tolerance] if validate_steps else None}
+    )
     for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
         started = time.perf_counter()
         folder = run.folder / f"{number}-{stage.name}"
-        seed = int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0])
+        seed = stage_seed(args.seed, number)
         rows, statistics = _stage_rows(folder / "rows", partial(make_rows, model, stage, seed))
         entry: dict[str, Any] = {"name": stage.name, "rows": len(rows), "statistics": statistics}
         if len(rows) < min_rows:
@@ -159,10 +150,22 @@ def run_curriculum(
             )
             run.record_stage(entry | {"decision": "skipped"})
             continue
-        losses = _train(run, stage, folder / "trainer", seed, rows, callbacks)
-        entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
+        watched = list(callbacks)
+        if validate_steps:
+            start = run.record["best_value"]  # of the policy that the stage starts from
+            watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
+        log = _train(run, stage, folder, seed, rows, watched)
+        losses = [line["loss"] for line in log if "loss" in line]
+        entry |= {"first_loss": losses[0], "last_loss": losses[-1], "statistics": _read_statistics(folder / "rows")}
+        if validate_steps:
+            entry |= {"validations": validations(log), "stopped_at": stopped_at(log)}
         run.decide(folder, entry, started)
     return run.finish()
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """Seed of the stage with this number, from 0, in a run with this seed; `make_rows` gets it."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _check_arguments(stages: Sequence[CurriculumStage], args: SoftmaxDPOConfig) -> None:
@@ -177,16 +180,38 @@ def _check_arguments(stages: Sequence[CurriculumStage], args: SoftmaxDPOConfig) 
 
 def _stage_rows(folder: Path, make: Callable[[], PreferenceRows]) -> tuple[Dataset, dict[str, Any]]:
     """The stage's rows from disk, made first if they are not there; on disk all processes can read their cache."""
-    with PartialState().main_process_first():
-        if not folder.exists():
-            rows, statistics = make()
+    process = PartialState()
+    # The first process looks: it may have written the folder before another one gets here.
+    if not broadcast_object_list([folder.exists()])[0]:
+        rows, statistics = make()
+        if process.is_main_process:
             with whole_folder(folder) as unfinished:
                 if rows:  # `datasets` does not read an empty dataset back
                     Dataset.from_list(rows).save_to_disk(unfinished / _DATASET_FOLDER)
                 (unfinished / _STATISTICS_FILE).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        process.wait_for_everyone()
     dataset = folder / _DATASET_FOLDER
-    statistics = json.loads((folder / _STATISTICS_FILE).read_text(encoding="utf-8"))
-    return load_from_disk(dataset) if dataset.exists() else Dataset.from_list([]), statistics
+    return load_from_disk(dataset) if dataset.exists() else Dataset.from_list([]), _read_statistics(folder)
+
+
+def _read_statistics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _STATISTICS_FILE).read_text(encoding="utf-8"))
+
+
+def _record_start(folder: Path, rows: Dataset) -> None:
+    """Adds to the stage's statistics how well its policy tells chosen from rejected at the start.
+
+    The reference log-probabilities say it, at no cost: the reference is the policy at the start. It is the measure of
+    difficulty, the lower the harder.
+    """
+    right, total, ranks = 0, 0, 0
+    chosen, rejected = (np.asarray(rows[name]) for name in REFERENCE_COLUMNS)
+    for own, others, completions in zip(chosen, rejected, rows["rejected_ids"], strict=True):
+        lower = int((others[: len(completions)] < own).sum())  # behind them the columns are padded
+        right, total, ranks = right + lower, total + len(completions), ranks + 1 + len(completions) - lower
+    statistics = _read_statistics(folder)
+    statistics |= {"start_accuracy": right / total, "start_rank": ranks / len(rows)}
+    whole_file(folder / _STATISTICS_FILE, json.dumps(statistics, indent=2) + "\n")
 
 
 def _train(
@@ -196,14 +221,14 @@ def _train(
     seed: int,
     rows: Dataset,
     callbacks: Sequence[TrainerCallback],
-) -> list[float]:
-    """Train one stage, from its last checkpoint if there is one; gives the logged losses."""
-    checkpoint, state = last_checkpoint(folder)
-    if checkpoint and is_finished(state):
+) -> list[dict[str, Any]]:
+    """Train one stage, from its last checkpoint if there is one; gives the trainer's log."""
+    checkpoint, state = last_checkpoint(folder / "trainer")
+    if checkpoint and (is_finished(state) or stopped_at(state["log_history"])):
         restore_weights(run.model, checkpoint)
-        return _losses(state["log_history"])
+        return state["log_history"]
     args = copy.copy(run.args)
-    args.output_dir, args.seed = str(folder), seed
+    args.output_dir, args.seed = str(folder / "trainer"), seed
     for name in ("learning_rate", "num_train_epochs", "beta"):
         if getattr(stage, name) is not None:
             setattr(args, name, getattr(stage, name))
@@ -212,12 +237,10 @@ def _train(
     trainer = SoftmaxDPOTrainer(
         run.model, args=args, train_dataset=rows, processing_class=run.tokenizer, callbacks=[watch, *callbacks]
     )
+    if run.process.is_main_process:
+        _record_start(folder / "rows", trainer.train_dataset)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # Takes the launcher's and the mixed-precision wrappers off, so that the next stage does not wrap them again.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
-    return _losses(trainer.state.log_history)
-
-
-def _losses(log_history: list[dict[str, float]]) -> list[float]:
-    return [entry["loss"] for entry in log_history if "loss" in entry]
+    return trainer.state.log_history

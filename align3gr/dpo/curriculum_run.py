@@ -25,6 +25,9 @@ _FIXED_ARGS = (
     "seed",
     "beta",
     "num_rejected",
+    "preference_coefficient",
+    "sft_coefficient",
+    "length_normalization",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -66,7 +69,7 @@ class CurriculumRun:
         path = self.folder / RECORD_FILE
         if path.is_file():
             self.record = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name, value in settings.items() if self.record["settings"][name] != value]
+            changed = [name for name, value in settings.items() if self.record["settings"].get(name) != value]
             if changed:
                 raise InputError(
                     f"{path}: holds a run with other {', '.join(changed)}; choose another output_dir, or remove it"
@@ -81,11 +84,17 @@ class CurriculumRun:
 
     def metrics(self) -> dict[str, float]:
         """Validation metrics of the policy, those of the first process everywhere."""
+        training = self.model.training
         self.model.eval()
         metrics = broadcast_object_list([self._evaluate(self.model)])[0]
+        self.model.train(training)
         if self.metric not in metrics:
             raise InputError(f"metric={self.metric!r} is not among those of evaluate: {', '.join(sorted(metrics))}")
         return {name: float(value) for name, value in metrics.items()}
+
+    def value(self) -> float:
+        """The metric that decides, of the policy as it is now."""
+        return self.metrics()[self.metric]
 
     def decide(self, folder: Path, entry: dict[str, Any], started: float) -> None:
         """Evaluate the trained policy, and keep it or go back to the best one."""
@@ -141,9 +150,7 @@ class CurriculumRun:
 
     def _write(self) -> None:
         if self.process.is_main_process:
-            partial = self.folder / (RECORD_FILE + ".partial")
-            partial.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
-            partial.replace(self.folder / RECORD_FILE)
+            whole_file(self.folder / RECORD_FILE, json.dumps(self.record, indent=2) + "\n")
         self.process.wait_for_everyone()
 
 
@@ -156,3 +163,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def whole_file(path: Path, text: str) -> None:
+    """Writes a file that is there whole or, after a kill, as it was before."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -2,13 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from align3gr.dpo.curriculum import CurriculumStage, ProgressiveCurriculum, run_curriculum
+from align3gr.dpo.curriculum import ProgressiveCurriculum, run_curriculum
+from align3gr.dpo.curriculum_stage import CurriculumStage
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.shared_prefix import shared_prefix_logps, tree_batch
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
@@ -45,7 +47,8 @@ def scripted(*values):
 @pytest.fixture
 def run(tmp_path, tokenizer):
     def start(model, evaluate=chosen_logp, make_rows=rows_from_policy, stages=STAGES, folder="run", **options):
-        given = {name: options.pop(name) for name in ("min_rows", "metric", "callbacks") if name in options}
+        names = ("min_rows", "metric", "callbacks", "validate_steps", "stop_tolerance")
+        given = {name: options.pop(name) for name in names if name in options}
         settings = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-2, "logging_steps": 1, "use_cpu": True}
         settings |= {"per_device_train_batch_size": 2, "report_to": "none", "disable_tqdm": True}
         args = SoftmaxDPOConfig(str(tmp_path / "unused"), **(settings | options))
@@ -72,7 +75,7 @@ def test_every_stage_starts_from_its_own_reference(run, llama, lora, adapter):
     for stage in record["stages"]:
         assert stage["first_loss"] == pytest.approx(math.log(5), abs=1e-4)
         assert stage["last_loss"] < stage["first_loss"] - 0.01
-        assert (stage["rows"], stage["decision"], stage["statistics"]) == (6, "kept", {"mean_rejected": 4.0})
+        assert (stage["rows"], stage["decision"], stage["statistics"]["mean_rejected"]) == (6, "kept", 4.0)
     assert (record["best"], record["best_value"], record["finished"]) == ("1-hard", 0.3, True)
 
 
@@ -100,6 +103,78 @@ def test_stage_that_lowers_the_metric_is_rolled_back(run, llama, lora, adapter):
     assert (record["best"], record["best_value"]) == ("initial", 0.5)
     for state in [*seen, weights(model)]:  # the second stage starts from the best so far, and so it ends
         assert_same(state, start)
+
+
+def test_difficulty_is_measured_at_the_start_of_a_stage(run, llama, tmp_path):
+    model = llama()
+    expected = {}
+
+    def make_rows(model, stage, seed):
+        made = rows_from_policy(model, stage, seed)
+        if stage.name == "hard":  # ragged: the columns of the reference are padded behind the shorter row
+            made.rows[0]["rejected_ids"] = made.rows[0]["rejected_ids"][:1]
+        lower, ranks, total = 0, [], 0
+        for row in made.rows:
+            batch = tree_batch([row["prompt_ids"]], [[row["chosen_ids"], *row["rejected_ids"]]])
+            with torch.no_grad():
+                chosen, *rejected = shared_prefix_logps(model, batch)[0].tolist()
+            lower, total = lower + sum(logp < chosen for logp in rejected), total + len(rejected)
+            ranks.append(1 + sum(logp >= chosen for logp in rejected))
+        expected[stage.name] = (lower / total, sum(ranks) / len(ranks), total)
+        return made
+
+    record = run(model, scripted(0.1, 0.2, 0.3), make_rows)
+    assert {name: entry[2] for name, entry in expected.items()} == {"easy": 24, "hard": 21}
+    for number, stage in enumerate(record["stages"]):
+        accuracy, rank, _ = expected[stage["name"]]
+        found = stage["statistics"]["start_accuracy"], stage["statistics"]["start_rank"]
+        assert found == pytest.approx((accuracy, rank))
+        on_disk = tmp_path / "run" / f"{number}-{stage['name']}" / "rows" / "statistics.json"
+        assert json.loads(on_disk.read_text()) == stage["statistics"]
+
+
+@pytest.mark.parametrize(
+    ("values", "stopped", "validated"),
+    [((0.5, 0.45, 0.41, 0.6), None, [1, 2]), ((0.5, 0.45, 0.39, 0.3), 2, [1, 2]), ((0.5, 0.39, 0.3), 1, [1])],
+)
+def test_harmful_stage_is_stopped_early(run, llama, values, stopped, validated, caplog):
+    # Three steps, a validation after each but the last. The start has 0.5, so 0.4 is the least.
+    options = {"validate_steps": 1, "stop_tolerance": 0.1, "stages": STAGES[:1], "max_steps": 3}
+    record = run(llama(), scripted(*values), **options)
+    stage = record["stages"][0]
+    found = zip(validated, values[1:], strict=False)
+    assert stage["validations"] == [{"step": step, "value": value} for step, value in found]
+    assert stage["stopped_at"] == stopped
+    assert stage["decision"] == ("rolled back" if stopped else "kept")
+    assert ("stage easy: stopped at step" in caplog.text) == bool(stopped)
+
+
+@pytest.mark.parametrize("killed_in", ["step", "decision"])
+def test_stage_that_was_stopped_stays_stopped_after_a_kill(run, llama, killed_in):
+    options = {"validate_steps": 2, "save_steps": 1, "stages": STAGES[:1]}
+    calls, trained = [], []
+
+    def harm(model):  # training raises what is measured here, so this falls
+        return {"recall@10": -chosen_logp(model)["recall@10"]}
+
+    def killed(model):  # at the start, at step 2, and for the decision
+        calls.append(model)
+        if killed_in == "decision" and len(calls) == 3:
+            raise Killed
+        return harm(model)
+
+    class Spy(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trained.append(state.global_step)
+
+    straight, model = llama(), llama()
+    expected = run(straight, harm, folder="straight", **options)
+    assert expected["stages"][0]["stopped_at"] == 2
+    with pytest.raises(Killed):
+        run(model, killed, callbacks=[Kill("0-easy", 2)] if killed_in == "step" else [], **options)
+    assert without_clock(run(model, harm, callbacks=[Spy()], **options)) == without_clock(expected)
+    assert trained == ([2] if killed_in == "step" else [])
+    assert_same(weights(model), weights(straight))
 
 
 def test_stage_options_reach_the_trainer(run, llama):
@@ -176,9 +251,47 @@ def test_killed_and_started_again_ends_with_the_same_weights(run, llama, lora, m
         "best": [],
     }
     assert trained == [("1-hard", step) for step in hard[where]]  # the finished stage is not run again
-    for entry in [*record["stages"], *expected["stages"]]:
-        entry.pop("seconds")
-    assert record == expected
+    assert without_clock(record) == without_clock(expected)
+
+
+def without_clock(record):
+    return record | {"stages": [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["stages"]]}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_at_any_renaming_ends_with_the_same_weights(run, llama, monkeypatch, before):
+    """Whatever becomes visible on disk does so by a renaming: a kill right before and right after each of them."""
+    straight = llama()
+    renamed = []
+    rename = Path.replace
+
+    def kill_at(number):
+        def replace(self, target):
+            renamed.append(Path(target).name)
+            if before and len(renamed) == number:
+                raise Killed
+            result = rename(self, target)
+            if len(renamed) == number:
+                raise Killed
+            return result
+
+        monkeypatch.setattr(Path, "replace", replace)
+
+    kill_at(0)
+    expected = run(straight, folder="straight")
+    points = len(renamed)
+    # The start, rows, statistics and policy of two stages, the best policy, and a record after each.
+    assert [renamed.count(name) for name in ("policy", "rows", "best", "curriculum.json")] == [3, 2, 1, 4]
+    for number in range(1, points + 1):
+        renamed.clear()
+        kill_at(number)
+        with pytest.raises(Killed):
+            run(llama(), folder=f"run{number}")
+        kill_at(0)
+        model = llama()
+        assert without_clock(run(model, folder=f"run{number}")) == without_clock(expected), number
+        assert_same(weights(model), weights(straight))
 
 
 def test_incomplete_checkpoint_is_not_resumed_from(run, llama, tmp_path):
@@ -235,13 +348,13 @@ def test_unusable_arguments_are_refused(run, llama, options, message):
 def test_first_step_of_another_reference_stops_the_stage():
     watch = ProgressiveCurriculum("easy")
     state = SimpleNamespace(global_step=1)
-    watch.on_log(None, state, None, {"loss": 1.6100, "uniform_loss": 1.6094})
+    watch.on_log(None, state, None, {"preference_loss": 1.6100, "uniform_loss": 1.6094})
     assert watch.first_loss == 1.61
-    watch.on_log(None, SimpleNamespace(global_step=2), None, {"loss": 0.2, "uniform_loss": 1.6094})
+    watch.on_log(None, SimpleNamespace(global_step=2), None, {"preference_loss": 0.2, "uniform_loss": 1.6094})
     assert ProgressiveCurriculum.from_state(watch.state()).state() == watch.state()
     for loss in (1.60, float("nan")):
         with pytest.raises(RuntimeError, match=r"stage hard.*policy equal to its reference has 1\.6094"):
-            ProgressiveCurriculum("hard").on_log(None, state, None, {"loss": loss, "uniform_loss": 1.6094})
+            ProgressiveCurriculum("hard").on_log(None, state, None, {"preference_loss": loss, "uniform_loss": 1.6094})
 
 
 def test_stale_reference_is_caught_in_training(run, llama, monkeypatch):
@@ -252,5 +365,5 @@ def test_stale_reference_is_caught_in_training(run, llama, monkeypatch):
     monkeypatch.setattr(
         SoftmaxDPOTrainer, "compute_ref_log_probs", lambda self, model, inputs: compute(self, stale, inputs)
     )
-    with pytest.raises(RuntimeError, match="stage easy: the first loss is"):
+    with pytest.raises(RuntimeError, match="stage easy: the first preference loss is"):
         run(llama())

@@ -11,13 +11,9 @@ from tokenizers import AddedToken
 
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
 from align3gr.decoding.trie import SCIDTrie
-from align3gr.dpo.self_play import (
-    build_preference_rows,
-    longest_common_prefix,
-    prefix_lengths,
-    sample_train_positions,
-    self_play_rows,
-)
+from align3gr.dpo.candidates import sample_train_positions
+from align3gr.dpo.difficulty import buckets_of, item_vectors, longest_common_prefix, prefix_lengths
+from align3gr.dpo.self_play import build_preference_rows, self_play_rows
 from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
 
@@ -60,6 +56,7 @@ def test_rows_by_hand():
             "rejected_ids": [[101, 200, 301], [101, 200, 300]],
             "num_beam": 2,
             "num_filler": 0,
+            "num_history": 0,
         }
     ]
     assert statistics == {
@@ -69,6 +66,8 @@ def test_rows_by_hand():
         "mean_rejected": 2.0,
         "beam_share": 1.0,
         "filler_share": 0.0,
+        "history_share": 0.0,
+        "known_positives": 0.0,
         "prefix_lengths": {"0": 1.0, "1": 0.0, "2": 0.0},
     }
 
@@ -170,3 +169,115 @@ def test_self_play_with_a_policy(llama, tokenizer):
         rejected = builder.vocabulary.item_codes(np.array(row["rejected_ids"]))
         assert not any((code == codes[item]).all() for code in rejected for item in sequence)
         assert row["num_beam"] + row["num_filler"] == len(rejected) == 6
+
+
+def test_mixed_takes_equal_shares_of_all_buckets():
+    # Eight codes a level: enough items of each difficulty. Of 20, another bucket is one short at each prompt.
+    codes = np.array(list(itertools.product(range(8), range(8), range(8))))
+    rows, statistics = build([[-1]] * 3, [0, 0, 0], "mixed", codes=codes)
+    counts = [
+        [sum(longest_common_prefix(np.array(ids), np.array(row["chosen_ids"])) == n for ids in row["rejected_ids"])
+         for n in range(3)]
+        for row in rows
+    ]  # fmt: skip
+    assert counts == [[7, 7, 6], [6, 7, 7], [7, 6, 7]]
+    assert statistics["prefix_lengths"] == {"0": 20 / 60, "1": 20 / 60, "2": 20 / 60}
+
+
+def test_mixed_leaves_the_share_of_a_bucket_without_items_empty():
+    # No item shares just one code with item 4, item 5 alone shares two. 20 are 7 easy, 7 medium and 6 hard.
+    rows, _ = build([[5, 0, 1]], [4], "mixed")
+    rejected = rows[0]["rejected_ids"]
+    assert rejected[:3] == [[100, 200, 300], [100, 200, 301], [101, 200, 301]]  # from the beam: easy, easy, hard
+    assert sorted(rejected[3:]) == [[100, 200, 302], [100, 201, 300]]  # drawn: easy
+    assert (rows[0]["num_beam"], rows[0]["num_filler"]) == (3, 2)
+
+
+def test_random_takes_generated_items_whatever_they_share():
+    codes = np.array(list(itertools.product(range(8), range(8), range(8))))
+    generated = np.arange(100)
+    counts = np.zeros(512, dtype=int)
+    for seed in range(60):
+        rows, statistics = build([generated], [3], "random", seed, codes)
+        items = [int(a - 100) * 64 + int(b - 200) * 8 + int(c - 300) for a, b, c in rows[0]["rejected_ids"]]
+        assert len(set(items)) == 20 and (rows[0]["num_beam"], statistics["filler_share"]) == (20, 0.0)
+        counts[items] += 1
+    assert counts[3] == 0 and counts[100:].sum() == 0
+    # 60 x 20 draws from 99 items: 12.1 each on average, sqrt(12.1 x 79/99) = 3.1 around it.
+    assert counts[np.delete(generated, 3)].min() > 0 and counts.max() < 12.1 + 5 * 3.1
+
+
+def test_random_fills_up_from_the_whole_catalogue():
+    rows, _ = build([[3, 0, 6]], [0], "random", known_positives=[np.array([5])])
+    assert rows[0]["rejected_ids"][0] == [100, 201, 300] and rows[0]["num_beam"] == 1
+    # All distinct SCIDs but the chosen one's, its twin's (item 6) and the known one's.
+    assert sorted(rows[0]["rejected_ids"]) == [[100, 200, 301], [100, 200, 302], [100, 201, 300], [101, 200, 300]]
+
+
+VECTORS = np.array([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "rejected"), [("easy", [101, 200, 300]), ("medium", [101, 200, 301]), ("hard", [100, 200, 302])]
+)
+def test_difficulty_by_cosine_is_a_third_of_the_candidates_each(difficulty, rejected):
+    # Cosines of the beam 2, 4, 5 with item 0: 0.8, -1, 0; terciles at -1/3 and 4/15.
+    rows, _ = build([[2, 4, 5]], [0], difficulty, vectors=VECTORS, num_rejected=1)
+    assert (rows[0]["rejected_ids"], rows[0]["num_beam"]) == ([rejected], 1)
+
+
+def test_cosine_fills_up_within_the_bounds_of_the_candidates():
+    # Terciles as above. Item 1 (0.6) is hard as 2 is, item 3 (0) medium as 5.
+    hard = build([[2, 4, 5]], [0], "hard", vectors=VECTORS)
+    assert hard.rows[0]["rejected_ids"] == [[100, 200, 302], [100, 200, 301]]
+    assert (hard.rows[0]["num_beam"], hard.rows[0]["num_filler"]) == (1, 1)
+    assert hard.statistics["mean_cosine"] == pytest.approx(0.7)
+    medium = build([[2, 4, 5]], [0], "medium", vectors=VECTORS)
+    assert medium.rows[0]["rejected_ids"] == [[101, 200, 301], [100, 201, 300]]
+    known = build([[2, 4, 5]], [0], "medium", vectors=VECTORS, known_positives=[np.array([3])])
+    assert known.rows[0]["rejected_ids"] == [[101, 200, 301]]
+
+
+def test_cosine_without_candidates_takes_the_terciles_of_the_catalogue():
+    # Cosines of the others with item 0: 0.6, 0.8, 0, -1, 0; terciles at 0 and 0.4.
+    rows = {name: build([[-1]], [0], name, vectors=VECTORS).rows[0]["rejected_ids"] for name in ("easy", "hard")}
+    assert rows["easy"] == [[101, 200, 300]]
+    assert sorted(rows["hard"]) == [[100, 200, 301], [100, 200, 302]]
+
+
+def test_items_of_the_history_and_known_positives_are_counted():
+    # Beam 1, 2, 3 for item 0; 1 stands in the history, 2 was chosen later.
+    free = build([[1, 2, 3]], [0], "hard", histories=[np.array([1])])
+    assert (free.statistics["history_share"], free.statistics["known_positives"]) == (0.5, 0.0)
+    assert free.rows[0]["num_history"] == 1
+    codes = np.array(list(itertools.product(range(2), range(2), range(3))))
+    known = build([[1, 2, 3]], [0], "medium", codes=codes, known_positives=[np.array([0, 1, 2])])
+    assert (known.statistics["history_share"], known.statistics["known_positives"]) == (0.0, 2.0)
+
+
+def test_vectors_of_items_are_sums_of_their_code_vectors(tmp_path):
+    from align3gr.scid import DualSCIDConfig, DualSCIDModel
+
+    torch.manual_seed(0)
+    sizes = {"codebook_sizes": [3, 4], "codebook_dim": 5, "hidden_dims": []}
+    model = DualSCIDModel(DualSCIDConfig(4, 0, 4, 0, sc_dim=6, hidden_dim=8, item_rqvae=sizes, user_rqvae=sizes))
+    model.save_pretrained(tmp_path / "model")
+    books = [book.detach().numpy() for book in model.item_rqvae.quantizer.codebooks]
+    for codes in ([[2, 1], [0, 3]], [[2, 1, 0], [2, 1, 1]]):  # a third level tells twins apart and has no vector
+        vectors = item_vectors(tmp_path, np.array(codes))
+        for vector, (first, second, *_) in zip(vectors, codes, strict=True):
+            total = books[0][first] + books[1][second]
+            np.testing.assert_allclose(vector, total / np.sqrt((total**2).sum()), rtol=1e-5)
+    with pytest.raises(InputError, match=r"code books of \[3, 4\], the codes go up to \[0, 4\]"):
+        item_vectors(tmp_path, np.array([[0, 4]]))
+    with pytest.raises(InputError, match=r"difficulty_measure: cosine needs .*none/model/model.safetensors"):
+        item_vectors(tmp_path / "none", np.array([[0, 0]]))
+
+
+def test_difficulties_and_what_they_are_made_of():
+    assert buckets_of("mixed", 3) == buckets_of("mixed", 1, "cosine") == ("easy", "medium", "hard")
+    assert buckets_of("mixed", 1) == ("easy",) and buckets_of("random", 1) == ()
+    assert buckets_of("hard", 2, "cosine") == ("hard",)
+    for arguments, message in [(("hard", 2), "does not exist for SCIDs of 2"), (("hard", 3, "l2"), "measure='l2'")]:
+        with pytest.raises(InputError, match=message):
+            buckets_of(*arguments)
