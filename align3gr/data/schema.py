@@ -1,6 +1,6 @@
 """Column names of the tables, and their checks at the door.
 
-Every table that enters the package passes through one of the three `validate_*` functions. They return the table with
+Every table that enters the package passes through one of the `validate_*` functions. They return the table with
 the canonical columns in canonical types, rows in the order in which they came, or raise an `InputError` that names
 source and column.
 """
@@ -31,6 +31,19 @@ POSITION = "position"
 # The paper's three levels of feedback, worst first.
 FEEDBACK_LEVELS = ("disliked", "neutral", "liked")
 
+# The paper's levels of a rating from 1 to 5: liked 4-5, neutral 2-3, disliked 1.
+LIKED_RATING = 4.0
+DISLIKED_RATING = 1.0
+
+# Columns of a log of events, beside user, item and time. A request is one list that was shown.
+EVENT = "event"
+REQUEST_ID = "request_id"
+RANK = "rank"
+SCORE = "score"
+
+# What may happen to a shown item, the weakest sign first.
+EVENTS = ("impression", "click", "like", "purchase", "dislike")
+
 
 def validate_interactions(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     """Check a table of interactions, one row each; repeated (user, item) rows are kept.
@@ -50,7 +63,7 @@ def validate_interactions(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP), source)
     columns = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source), _timestamps(frame, source)]
     if RATING in frame.columns:
-        columns.append(_ratings(frame, source))
+        columns.append(_numbers(frame, RATING, source))
     if FEEDBACK in frame.columns:
         columns.append(_feedback(frame, source))
     if REVIEW in frame.columns:
@@ -77,6 +90,56 @@ def validate_users(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     """
     _require_columns(frame, (USER_ID, PROFILE), source)
     return pl.DataFrame([_unique(_ids(frame, USER_ID, source), source), _texts(frame, PROFILE, source)])
+
+
+def validate_events(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check a log of events, one row each.
+
+    Args:
+        frame: user_id, item_id (strings or integers), timestamp (integers in the unit of the data, or dates), event
+            (one of `EVENTS`), and optionally request_id (string, integer or null: the list that was shown), rank
+            (integer from 1 or null: the place in it) and score (number or null: of the model that made it).
+        source: what to call the table in an error, usually its path.
+
+    Returns:
+        All seven columns in canonical types; null where the log does not have a column.
+
+    Raises:
+        InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
+    """
+    _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP, EVENT), source)
+    nothing = pl.Series([None], dtype=pl.Null).new_from_index(0, frame.height)
+    columns = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source), _timestamps(frame, source)]
+    events = _texts(frame, EVENT, source)
+    _one_of(events, EVENTS, source)
+    request = frame[REQUEST_ID] if REQUEST_ID in frame.columns else nothing.alias(REQUEST_ID)
+    if not (isinstance(request.dtype, pl.String | pl.Categorical | pl.Null) or request.dtype.is_integer()):
+        raise InputError(
+            f"{source}: column {REQUEST_ID!r} has type {request.dtype}, expected strings, integers or nulls; cast it"
+        )
+    rank = frame[RANK] if RANK in frame.columns else nothing.alias(RANK)
+    if not (rank.dtype.is_integer() or rank.dtype == pl.Null):
+        raise InputError(f"{source}: column {RANK!r} has type {rank.dtype}, expected integers or nulls; cast it")
+    wrong = (rank.cast(pl.Int64) < 1).fill_null(False).arg_true()
+    if len(wrong):
+        raise InputError(f"{source}: column {RANK!r} is {rank[wrong[0]]} in row {wrong[0]}; the first place is 1")
+    score = _numbers(frame, SCORE, source) if SCORE in frame.columns else nothing.alias(SCORE).cast(pl.Float64)
+    return pl.DataFrame([*columns, events, request.cast(pl.String), rank.cast(pl.Int64), score])
+
+
+def validate_feedback(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check a table of feedback, one row a user, item and request: user_id, item_id, timestamp, feedback (one of
+    `FEEDBACK_LEVELS`), and request_id and rank, which may be null.
+
+    Raises:
+        InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
+    """
+    _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP, FEEDBACK, REQUEST_ID, RANK), source)
+    levels = _feedback(frame, source)
+    _refuse_nulls(levels, source)
+    rest = frame.select(pl.col(REQUEST_ID).cast(pl.String), pl.col(RANK).cast(pl.Int64))
+    ids = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source)]
+    return pl.DataFrame([*ids, _timestamps(frame, source), levels, *rest])
 
 
 def require_known(values: pl.Series, known: pl.Series, source: str, known_source: str) -> None:
@@ -155,31 +218,35 @@ def _timestamps(frame: pl.DataFrame, source: str) -> pl.Series:
     return column.cast(pl.Int64)
 
 
-def _ratings(frame: pl.DataFrame, source: str) -> pl.Series:
-    column = frame[RATING]
+def _numbers(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
+    column = frame[name]
     if not (column.dtype.is_numeric() or column.dtype == pl.Null):
         raise InputError(
-            f"{source}: column {RATING!r} has type {column.dtype}, expected numbers or nulls; cast it to float"
+            f"{source}: column {name!r} has type {column.dtype}, expected numbers or nulls; cast it to float"
         )
     column = column.cast(pl.Float64)
     not_finite = (~column.is_finite().fill_null(True)).arg_true()
     if len(not_finite):
         raise InputError(
-            f"{source}: column {RATING!r} is {column[not_finite[0]]} in row {not_finite[0]}; "
-            f"use a finite number, or null where there is no rating"
+            f"{source}: column {name!r} is {column[not_finite[0]]} in row {not_finite[0]}; "
+            f"use a finite number, or null where there is no {name}"
         )
     return column
 
 
 def _feedback(frame: pl.DataFrame, source: str) -> pl.Series:
     column = _texts(frame, FEEDBACK, source, nulls=True)
-    unknown = column.drop_nulls().filter(~column.drop_nulls().is_in(FEEDBACK_LEVELS))
+    _one_of(column, FEEDBACK_LEVELS, source, " or null")
+    return column
+
+
+def _one_of(column: pl.Series, values: tuple[str, ...], source: str, or_null: str = "") -> None:
+    unknown = column.drop_nulls().filter(~column.drop_nulls().is_in(values))
     if len(unknown):
         raise InputError(
-            f"{source}: column {FEEDBACK!r} has the value {unknown[0]!r}, "
-            f"expected one of {', '.join(FEEDBACK_LEVELS)} or null"
+            f"{source}: column {column.name!r} has the value {unknown[0]!r}, "
+            f"expected one of {', '.join(values)}{or_null}"
         )
-    return column
 
 
 def _texts(frame: pl.DataFrame, name: str, source: str, nulls: bool = False) -> pl.Series:

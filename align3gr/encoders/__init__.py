@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from align3gr.encoders.modeling_din import DINModel
     from align3gr.encoders.semantic import TextEncoder, TfidfSVDEncoder, load_text_encoder
     from align3gr.encoders.sentence_transformer import SentenceTransformerEncoder
+    from align3gr.encoders.sentiment import (
+        ClassifierScorer,
+        LanguageModelScorer,
+        SentimentScorer,
+        VaderScorer,
+        load_scorer,
+        score_texts,
+    )
     from align3gr.encoders.settings import EncoderSettings, collaborative_encoder, text_encoder
 
 __getattr__, __all__ = attach(
@@ -42,6 +50,14 @@ __getattr__, __all__ = attach(
         "modeling_din": ("DINModel",),
         "semantic": ("TextEncoder", "TfidfSVDEncoder", "load_text_encoder"),
         "sentence_transformer": ("SentenceTransformerEncoder",),
+        "sentiment": (
+            "ClassifierScorer",
+            "LanguageModelScorer",
+            "SentimentScorer",
+            "VaderScorer",
+            "load_scorer",
+            "score_texts",
+        ),
         "settings": ("EncoderSettings", "collaborative_encoder", "text_encoder"),
     },
 )

@@ -13,6 +13,7 @@ from align3gr.evaluation.evaluate_metric import ranking_metric
 from align3gr.evaluation.evaluator import evaluate_policy, rank_histories, rank_policy, sample_users
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.evaluation.metrics import (
+    feedback_metrics,
     is_repeat,
     mean_metrics,
     mrr_at_k,
@@ -23,7 +24,7 @@ from align3gr.evaluation.metrics import (
     three_columns,
 )
 from align3gr.evaluation.per_user import PER_USER_FILE, compare, read_per_user
-from align3gr.evaluation.policies import judge_policies
+from align3gr.evaluation.policies import judge_policies, read_curriculum, stage_policies
 from align3gr.evaluation.report import (
     beyond_accuracy_table,
     curriculum_table,
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate_policy",
     "exposure",
     "exposure_gini",
+    "feedback_metrics",
     "is_repeat",
     "judge_policies",
     "lost_levels",
@@ -61,6 +63,7 @@ __all__ = [
     "rank_policy",
     "ranking_metric",
     "ranking_table",
+    "read_curriculum",
     "read_per_user",
     "recall_at_k",
     "recommendation_popularity",
@@ -73,6 +76,7 @@ __all__ = [
     "segments_table",
     "shared_levels",
     "shows_disliked",
+    "stage_policies",
     "stages_table",
     "target_ranks",
     "three_columns",

@@ -9,7 +9,16 @@ import polars as pl
 
 from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
-from align3gr.data.schema import FEEDBACK_LEVELS, FEEDBACKS, ITEM_ID, ITEMS, RATING, RATINGS, USER_ID
+from align3gr.data.schema import (
+    DISLIKED_RATING,
+    FEEDBACK_LEVELS,
+    FEEDBACKS,
+    ITEM_ID,
+    ITEMS,
+    RATING,
+    RATINGS,
+    USER_ID,
+)
 from align3gr.errors import InputError
 from align3gr.evaluation.beyond_accuracy import (
     catalogue_coverage,
@@ -19,7 +28,7 @@ from align3gr.evaluation.beyond_accuracy import (
     shows_disliked,
     vector_diversity,
 )
-from align3gr.evaluation.metrics import DISLIKED_RATING, REPORTED_KS, is_repeat, target_ranks, three_columns
+from align3gr.evaluation.metrics import REPORTED_KS, is_repeat, target_ranks, three_columns
 from align3gr.evaluation.per_user import PER_USER_SCHEMA, SYSTEM, ranks_to_column
 from align3gr.evaluation.segments import lost_levels, segment_metrics, segment_users
 

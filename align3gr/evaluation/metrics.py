@@ -8,16 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from align3gr.data.schema import DISLIKED_RATING, LIKED_RATING
 from align3gr.errors import InputError
 
 # Rank of a target that is not in the ranking: larger than any k, whatever the length of the ranking.
 ABSENT = np.iinfo(np.int64).max
-
-# From this rating on a target counts as liked (the paper's levels: liked 4-5, neutral 2-3, disliked 1).
-LIKED_RATING = 4.0
-
-# Up to this rating a target counts as disliked.
-DISLIKED_RATING = 1.0
 
 # Lengths of the lists in reports; only those that the ranking is long enough for are judged.
 REPORTED_KS = (1, 5, 10, 20, 100)
@@ -221,6 +216,29 @@ def three_columns(
         groups["seen_allowed_disliked"] = (allowed, disliked)
         groups["seen_masked_disliked"] = (masked, disliked)
     return {name: mean_metrics(ranks[users], ks) for name, (ranks, users) in groups.items()}
+
+
+def feedback_metrics(columns: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What judges a policy that learns from feedback, of lists with seen items allowed.
+
+    Args:
+        columns: of [`three_columns`], with ratings.
+
+    Returns:
+        The metrics of all users; those of users who like their target as `liked_recall@10`, ...; and as
+        `disliked_recall@10` the share of lists that show the target of users who dislike it: lower is better. Groups
+        without users are left out.
+
+    >>> disliked = {"recall@10": 0.2, "users": 5}
+    >>> feedback_metrics({"seen_allowed": {"recall@10": 0.5, "users": 8}, "seen_allowed_disliked": disliked})
+    {'recall@10': 0.5, 'users': 8, 'disliked_recall@10': 0.2, 'disliked_users': 5}
+    """
+    found = dict(columns["seen_allowed"])
+    for group in ("liked", "disliked"):
+        metrics = columns.get(f"seen_allowed_{group}", {"users": 0})
+        if metrics["users"]:
+            found |= {f"{group}_{name}": value for name, value in metrics.items()}
+    return found
 
 
 def _positive(k: int) -> int:

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 
 from align3gr.data.parquet_files import read_parquet
-from align3gr.data.schema import ITEM_ID, RATING, USER_ID
+from align3gr.data.schema import ITEM_ID, LIKED_RATING, RATING, USER_ID
 from align3gr.errors import InputError
-from align3gr.evaluation.metrics import ABSENT, LIKED_RATING, RANK_METRICS
+from align3gr.evaluation.metrics import ABSENT, RANK_METRICS
 from align3gr.evaluation.significance import RESAMPLES, PairedTest, paired_test
 
 PER_USER_FILE = "per_user.parquet"

@@ -1,9 +1,11 @@
 """Saved models judged one after the other, each set of weights once."""
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,30 @@ from align3gr.decoding.saved_model import open_model
 from align3gr.evaluation.evaluator import rank_policy
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.processes import launched
+
+
+def read_curriculum(folder: Path) -> dict[str, Any] | None:
+    """The record of a stage of preference training, None where it was not run."""
+    path = folder / "curriculum.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def stage_policies(title: str, folder: Path) -> dict[str, Path]:
+    """Row of the tables -> folder of the policy: those of the parts of a preference stage, and the best of them.
+
+    Args:
+        title: such as "SP-DPO".
+        folder: of the stage; nothing where it was not run.
+    """
+    curriculum = read_curriculum(folder)
+    if curriculum is None:
+        return {}
+    policies = {
+        f"{title} {done['name']}": folder / f"{number}-{done['name']}" / "policy"
+        for number, done in enumerate(curriculum["stages"])
+        if done["decision"] != "skipped"
+    }
+    return policies | {f"{title}, best stage on validation": folder / "model"}
 
 
 def judge_policies(
