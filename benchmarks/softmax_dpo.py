@@ -1,6 +1,6 @@
 """Softmax-DPO training step: one shared prompt against one full sequence a completion.
 
-    python benchmarks/softmax_dpo.py [--full] [--json PATH]
+    python benchmarks/softmax_dpo.py [--full] [--lengths 4 16 64] [--json PATH]
 
 A step is forward, loss and backward, without the optimizer. All variants run interleaved in one process on one
 thread; times are medians of process CPU time. Memory is the growth of the peak resident set over one step, gradients
@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,20 @@ def full_logps(model: Any, input_ids: Tensor) -> Tensor:
     return logps[:, -LEVELS:].sum(-1).view(PROMPTS, 1 + REJECTED)
 
 
+def build_step(model: Any, loss: Callable[[], Tensor]) -> Step:
+    """Clears the gradients, runs forward and backward and gives the loss."""
+
+    def run() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    return run
+
+
 def build_steps(model: Any, vocabulary: int) -> dict[str, Step]:
-    """The variants by name; each clears the gradients, runs forward and backward and gives the loss."""
+    """The variants by name."""
     rows, hard_rows = build_rows(vocabulary, hard=False), build_rows(vocabulary, hard=True)
     sequences = torch.tensor([p + c for p, completions in zip(*rows, strict=True) for c in completions])
     naive, tree = sequence_batch(*rows), tree_batch(*rows)
@@ -79,14 +92,7 @@ def build_steps(model: Any, vocabulary: int) -> dict[str, Step]:
     chosen = sequence_batch(rows[0], [completions[:1] for completions in rows[1]])
     reference = 30 * torch.randn(PROMPTS, 1 + REJECTED, generator=torch.Generator().manual_seed(0))
 
-    def step(loss: Callable[[], Tensor]) -> Step:
-        def run() -> Tensor:
-            model.zero_grad(set_to_none=True)
-            value = loss()
-            value.backward()
-            return value.detach()
-
-        return run
+    step = partial(build_step, model)
 
     def preference(logps: Tensor) -> Tensor:
         ratios = logps - reference
@@ -176,11 +182,39 @@ def measure(title: str, sizes: dict[str, Any], rounds: int, console: Console, lo
     }
 
 
+def measure_lengths(lengths: list[int], console: Console) -> dict[int, dict[str, float]]:
+    """One shared prompt against full sequences with the logits of completions alone, by tokens of a completion."""
+    model = build_model(SMALL)
+    rng = np.random.default_rng(0)
+    table = Table(
+        title=f"Completions of other lengths: 1 prompt of {PROMPT_LENGTH} tokens, 1 + {REJECTED} completions"
+    )
+    for column in ("tokens", "full sequences, CPU ms", "shared, CPU ms", "ratio", "full, peak MB", "shared, peak MB"):
+        table.add_column(column, justify="right")
+    figures = {}
+    for length in lengths:
+        prompt = rng.integers(1, SMALL["vocab_size"], (1, PROMPT_LENGTH)).tolist()
+        completions = rng.integers(1, SMALL["vocab_size"], (1, 1 + REJECTED, length)).tolist()
+        naive, tree = sequence_batch(prompt, completions), tree_batch(prompt, completions)
+        steps = {
+            "full": build_step(model, lambda naive=naive: naive_logps(model, naive).mean()),
+            "shared": build_step(model, lambda tree=tree: shared_prefix_logps(model, tree).mean()),
+        }
+        memory = {name: peak_memory(step) for name, step in steps.items()}
+        times = median_times(steps, rounds=3)
+        figures[length] = {"ratio": times["full"] / times["shared"], "memory_ratio": memory["full"] / memory["shared"]}
+        cells = (times["full"], times["shared"], figures[length]["ratio"], memory["full"], memory["shared"])
+        table.add_row(str(length), *(f"{cell:,.1f}" if 0 < cell < 100 else f"{cell:,.0f}" for cell in cells))
+    console.print(table)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--full", action="store_true", help="also a 60M model with a vocabulary of 34,048, full and LoRA"
     )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[], help="also completions of these lengths")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -189,6 +223,8 @@ def main() -> None:
     if options.full:
         figures["large"] = measure("Softmax-DPO step", LARGE, rounds=3, console=console)
         figures["large_lora"] = measure("Softmax-DPO step, LoRA", LARGE, rounds=3, console=console, lora=True)
+    if options.lengths:
+        figures["lengths"] = measure_lengths(options.lengths, console)
     line = json.dumps(figures)
     if options.json:
         options.json.write_text(line + "\n", encoding="utf-8")

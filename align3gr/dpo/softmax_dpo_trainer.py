@@ -20,8 +20,9 @@ from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
 from align3gr.tree_attention import tree_attention
 
-# What this module relies on beyond TRL's documented interface. A test names each against the installed release, so
-# that an upgrade fails there and not in a training run.
+# What this package relies on beyond TRL's documented interface (with `REFERENCE_COLUMNS`). A test names each against
+# the installed release, so that an upgrade fails there and not in a training run.
+TRL_PRIVATE_FUNCTIONS = ("trl.models.utils.disable_gradient_checkpointing",)
 TRL_PRIVATE_METHODS = ("_prepare_dataset", "_precompute_ref_logps", "_set_signature_columns_if_needed")
 TRL_PRIVATE_ATTRIBUTES = ("_metrics", "_tokenizer", "aux_loss_enabled", "precompute_ref_logps")
 REFERENCE_ADAPTER = "ref"  # name of the adapter copy that DPOTrainer adds to a PeftModel

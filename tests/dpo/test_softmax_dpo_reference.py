@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pydoc import locate
 
 import pytest
 import torch
@@ -191,10 +192,13 @@ def test_undefined_references_are_refused(build, llama, lora, rows, monkeypatch)
 
 
 def test_private_names_of_trl_exist(build, llama, rows):
+    for name in module.TRL_PRIVATE_FUNCTIONS:
+        assert callable(locate(name)), name
     for name in module.TRL_PRIVATE_METHODS:
         assert callable(getattr(DPOTrainer, name)), name
     trainer = build(llama(), rows)
     for name in module.TRL_PRIVATE_ATTRIBUTES:
         assert hasattr(trainer, name), name
+    assert isinstance(trainer.train_dataset._fingerprint, str)  # of datasets, as TRL uses it
     trainer._set_signature_columns_if_needed()
     assert set(REFERENCE_COLUMNS) <= set(trainer._signature_columns) & set(trainer.train_dataset.column_names)

@@ -5,7 +5,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from trl import DPOConfig, DPOTrainer
 
 from align3gr.dpo.preference_rows import prepare_rows
@@ -174,3 +174,17 @@ def test_what_the_tokenizer_lacks_is_named(tokenizer):
     with pytest.raises(InputError, match=r"row 0: the tokenizer has no eos_token.*append_eos=False"):
         prepare(TEXT, tokenizer)
     assert ids(TEXT, tokenizer, append_eos=False)[0] == [[1, 5], [41, 47], [[42]]]
+
+
+def test_rows_on_disk_are_tokenised_once(chat, tmp_path):
+    """The cache of `datasets` knows the options apart, and a tokenizer that has been used from no other."""
+    Dataset.from_list(TEXT).save_to_disk(tmp_path / "rows")
+
+    def prepared(append_eos):
+        args = SimpleNamespace(append_eos=append_eos, max_length=9, num_rejected=2, dataset_num_proc=None)
+        return prepare_rows(load_from_disk(tmp_path / "rows"), chat, args, "train")
+
+    first, again, other = prepared(True), prepared(True), prepared(False)
+    assert first._fingerprint == again._fingerprint != other._fingerprint
+    assert first.cache_files == again.cache_files != other.cache_files
+    assert other["chosen_ids"][0] == [41, 47]

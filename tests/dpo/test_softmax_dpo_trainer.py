@@ -25,13 +25,23 @@ def test_starts_at_log_of_the_number_of_completions(build, llama, rows, sharing)
     assert logged["rewards/margins"] == pytest.approx(0, abs=1e-5)
 
 
-def test_gradient_checkpointing_changes_nothing(build, llama, lora, rows):
-    plain, recomputed = (losses(build(lora(llama()), rows, gradient_checkpointing=on)) for on in (False, True))
+@pytest.mark.parametrize("sharing", ["shared", "naive"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_gradient_checkpointing_changes_nothing(kind, sharing, build, llama, lora, rows):
+    plain, recomputed = (
+        losses(
+            build(
+                lora(llama()) if kind == "lora" else llama(), rows, gradient_checkpointing=on, prefix_sharing=sharing
+            )
+        )
+        for on in (False, True)
+    )
     assert recomputed == pytest.approx(plain, abs=1e-5) and plain[1] < plain[0] - 0.01
 
 
-def test_bf16_mixed_precision_starts_near_the_reference(build, llama, rows):
-    trainer = build(llama(), rows, bf16=True)
+@pytest.mark.parametrize("sharing", ["merged", "naive"])
+def test_bf16_mixed_precision_starts_near_the_reference(sharing, build, llama, rows):
+    trainer = build(llama(), rows, bf16=True, prefix_sharing=sharing)
     first, second = losses(trainer)
     assert first == pytest.approx(UNIFORM, abs=2e-2) and second < first - 0.01
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
