@@ -66,6 +66,7 @@ def main() -> None:
             templates,
             arguments.objective,
             arguments.rephrased,
+            arguments.returns,
             longest,
             training.seed,
         )

@@ -12,6 +12,7 @@ from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
 from align3gr.sft.mixture import TaskTemplates, task_rows
 from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows
+from align3gr.sft.returns import with_returns
 from align3gr.sft.tasks import SequentialItemPrediction, Task, TaskData
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def training_rows(
     templates: TaskTemplates,
     objective: str = "every_item",
     rephrased: float = 0.0,
+    returns: float = 0.0,
     max_length: int = 512,
     seed: int = 0,
 ) -> Dataset:
@@ -47,6 +49,7 @@ def training_rows(
         templates: of all tasks.
         objective: "every_item", "prefix" or "tree", see `align3gr.sft.objectives`.
         rephrased: passes over sequential item prediction with the other templates than that of `prompts`.
+        returns: passes over the sequences with returns put in (see `align3gr.sft.returns`), with the same objective.
         max_length: most tokens of a row of the other tasks.
         seed: draws rows and templates; a task's rows do not depend on which other tasks there are.
 
@@ -73,6 +76,13 @@ def training_rows(
                 f"rephrased: {templates.source} has one template of sequential item prediction; set it to 0"
             )
         parts.append(task_rows(data, SequentialItemPrediction, others, tokenizer, rephrased, max_length, rng))
+    if returns:
+        rng = np.random.default_rng([seed, 2])
+        # Items that were put in are no positions of the split, so codes that depend on it are left out.
+        codes = data.user_codes.full if data.user_codes is not None and data.user_codes.same_everywhere else None
+        again = OBJECTIVES[objective](prompts, with_returns(data.sequences, rng), codes, item_codes)
+        parts.append(_weighted(again, returns, rng))
+        logger.info("returns put in: %d rows", len(parts[-1]))
     rows = concatenate_datasets(parts)
     if not len(rows):
         raise InputError("train: no user has two train items, so there is nothing to predict")

@@ -43,6 +43,13 @@ class SFTArguments:
     rephrased: float = field(
         default=0.0, metadata={"help": "Passes over one position a user with the other sequential templates."}
     )
+    returns: float = field(
+        default=0.0,
+        metadata={
+            "help": "Passes over the sequences with items put in that come again, from which a model from scratch "
+            "learns to copy; for data in which users come back to items."
+        },
+    )
     normalizer: str = field(
         default="vocabulary",
         metadata={

@@ -45,6 +45,11 @@ class UserCodes:
         self.full = full
         self._segments = segments
 
+    @property
+    def same_everywhere(self) -> bool:
+        """Whether a user's SCID is the same in front of every item."""
+        return self._segments is None
+
     def at(self, user: int, position: int) -> np.ndarray:
         """The codes `(levels,)` in front of the item at this position of the user's train sequence."""
         return next(codes for first, end, codes in self.segments(user, position + 1) if first <= position < end)
