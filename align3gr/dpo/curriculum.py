@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -243,4 +244,7 @@ def _train(
     # Takes the launcher's and the mixed-precision wrappers off, so that the next stage does not wrap them again.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()
+    if trainer.is_deepspeed_enabled:
+        # accelerate 1.15 refuses a second trainer with DeepSpeed in one process, and has no public way out.
+        AcceleratorState._reset_state()
     return trainer.state.log_history
