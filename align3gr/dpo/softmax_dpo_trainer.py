@@ -82,7 +82,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
         peft_config: Any = None,
     ) -> None:
         args = SoftmaxDPOConfig("softmax-dpo") if args is None else args
-        _check_reference(model, ref_model, args, peft_config)
+        _check_reference(model, ref_model, args)
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("images are not implemented by Softmax-DPO; pass the tokenizer as processing_class")
         forward = None if isinstance(model, str) else _language_model(model).__dict__.get("forward")
@@ -224,7 +224,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             metrics[name].append(mean)
 
 
-def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig, peft_config: Any) -> None:
+def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig) -> None:
     """Refuse settings under which the parent would compare with something else than the policy at the start."""
     if not isinstance(args, SoftmaxDPOConfig):
         raise ValueError(f"args is a {type(args).__name__}; expected a SoftmaxDPOConfig")
@@ -233,8 +233,9 @@ def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig, peft_co
             "precompute_ref_log_probs=False needs an explicit `ref_model`; leave it on to take the policy at the start"
         )
     fsdp = bool(args.fsdp) or str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
-    if fsdp and ref_model is None and not is_peft_model(model) and peft_config is None:
-        # The parent reloads the checkpoint named in the model's config, not the weights it was given.
+    if fsdp and ref_model is None:
+        # The parent reloads full weights from the checkpoint named in the config, not those it was given; an adapter
+        # it would run before FSDP has placed the model, or filled it on every process.
         raise ValueError("under FSDP pass the policy at the start as an explicit `ref_model`")
     if is_peft_model(model) and model.active_adapters != ["default"]:
         raise ValueError(f"the active adapters are {model.active_adapters}; DPOTrainer trains one named 'default'")

@@ -178,8 +178,9 @@ def test_undefined_references_are_refused(build, llama, lora, rows, monkeypatch)
         build(model, rows)
     with monkeypatch.context() as environment:
         environment.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(ValueError, match="under FSDP"):
-            build(llama(), rows)
+        for model in (llama(), lora(llama())):
+            with pytest.raises(ValueError, match="under FSDP pass the policy at the start as an explicit `ref_model`"):
+                build(model, rows)
     with pytest.raises(ValueError, match="precompute_ref_log_probs=True` is not supported with IterableDataset"):
         build(llama(), Dataset.from_list(rows).to_iterable_dataset())
     with pytest.raises(ValueError, match=r"sync_ref_model=True` together with `precompute_ref_log_probs=True"):
