@@ -24,7 +24,7 @@ import polars as pl
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, ITEMS, PROFILE, TIMESTAMP, TIMESTAMPS, TITLE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import FOLDERS, MANIFEST, STAGES, read_manifest
+from align3gr.pipeline import FOLDERS, MANIFEST, read_manifest
 
 # What may differ from run to run without depending on any target.
 IGNORED = (MANIFEST, "curriculum.json", "state.json", "*.log")
@@ -54,16 +54,16 @@ def audit_split(split: Split) -> list[Finding]:
 def audit_manifests(run_dir: str | Path) -> list[Finding]:
     """Which targets each finished stage of a run has read: none before the preference stages may have read any."""
     findings = []
-    for name in STAGES[1:]:
+    for name in [name for name in FOLDERS if name != "prepare"]:
         folder = Path(run_dir, FOLDERS[name])
         if not (folder / MANIFEST).is_file():
             continue
         inputs = read_manifest(folder)["inputs"]
         whole = "data" in inputs  # a folder as an input is all of its files
         read = [split for split in ("validation", "test") if whole or f"data/{split}.parquet" in inputs]
-        allowed = {"evaluate": ["validation", "test"], "sp_dpo": ["validation"], "rf_dpo": ["validation"]}.get(
-            name, []
-        )
+        # A log's feedback reads the targets to leave these events out.
+        both = ["validation", "test"]
+        allowed = {"evaluate": both, "feedback": both, "sp_dpo": both[:1], "rf_dpo": both[:1]}.get(name, [])
         findings.append(
             Finding(
                 f"inputs of {name}",

@@ -28,18 +28,20 @@ from align3gr.processes import launched
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-STAGES = ("prepare", "embed", "scid", "sft", "sp_dpo", "evaluate")
-# Folder of each stage below the run folder.
+STAGES = ("prepare", "embed", "scid", "sft", "sp_dpo", "rf_dpo", "evaluate")
+# Folder of each stage below the run folder, and of what stands beside the chain: feedback is made of a log.
 FOLDERS = {
     "prepare": "data",
     "embed": "embeddings",
     "scid": "scid",
     "sft": "sft",
     "sp_dpo": "sp_dpo",
+    "feedback": "feedback",
+    "rf_dpo": "rf_dpo",
     "evaluate": "evaluation",
 }
 # Stages that can be launched in several processes.
-SEVERAL_PROCESSES = ("sft", "sp_dpo", "evaluate")
+SEVERAL_PROCESSES = ("sft", "sp_dpo", "rf_dpo", "evaluate")
 _PACKAGES = ("align3gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -63,6 +65,27 @@ def stage_folder(run_dir: str | Path, name: str) -> Path:
     return Path(run_dir) / FOLDERS[name]
 
 
+def start_model(run_dir: str | Path, start_from: str) -> Path:
+    """The model folder that a stage of preference training starts from.
+
+    Args:
+        run_dir: folder of the run.
+        start_from: name of an earlier stage, or a model folder.
+
+    Raises:
+        InputError: the folder is the result of the stage itself, which its own training would replace.
+    """
+    if start_from in STAGES:
+        return stage_folder(run_dir, start_from) / "model"
+    folder = Path(start_from)
+    if folder.resolve().is_relative_to(stage_folder(run_dir, "rf_dpo").resolve()):
+        raise InputError(
+            f"start_from: {start_from} is what this stage made before and would replace; copy the served model to "
+            "another folder and start from there"
+        )
+    return folder
+
+
 @contextmanager
 def stage(
     run_dir: str | Path,
@@ -83,7 +106,7 @@ def stage(
 
     Args:
         run_dir: folder of the run.
-        name: one of `STAGES`.
+        name: one of `FOLDERS`.
         settings: everything that changes the result; must be JSON.
         inputs: files or folders that are read.
         seed: recorded in the manifest.
@@ -183,7 +206,7 @@ def _make_fresh(partial: Path, made_from: dict[str, Any]) -> None:
 
 def _check_earlier_stages(run_dir: Path, name: str) -> None:
     """Refuses to build on a stage that was made from other files than those that are there now."""
-    for earlier in STAGES[: STAGES.index(name)]:
+    for earlier in STAGES[: STAGES.index(name)] if name in STAGES else ():
         folder = stage_folder(run_dir, earlier)
         if not (folder / MANIFEST).is_file():
             continue

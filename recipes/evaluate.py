@@ -4,11 +4,9 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from align3gr.baselines import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
-from align3gr.data import Split, SyntheticMarket
+from align3gr.data import RatingScale, Split, SyntheticMarket
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.data.synthetic import CONFIG_NAME
 from align3gr.decoding import Recommender
@@ -18,9 +16,11 @@ from align3gr.evaluation import (
     FullEvaluation,
     judge_policies,
     rank_histories,
+    read_curriculum,
     reported_ks,
     results_page,
     sample_users,
+    stage_policies,
 )
 from align3gr.pipeline import STAGES, read_manifest, stage, stage_folder
 from align3gr.processes import launched
@@ -45,23 +45,25 @@ class EvaluateArguments:
         default=0, metadata={"help": "Fixed sample of users for the stages before the last one; 0 takes all users."}
     )
     seed: int = field(default=42, metadata={"help": "Seed of the sample."})
+    liked_from: float = field(default=4.0, metadata={"help": "Lowest rating that is liked."})
+    disliked_to: float = field(default=1.0, metadata={"help": "Highest rating that is disliked."})
 
 
 def main() -> None:
     (arguments,) = parse([EvaluateArguments])
     k = arguments.k or arguments.num_beams or 20
     ks = reported_ks(k, arguments.num_beams or k)
-    data, embeddings, scid, sft, sp_dpo = (stage_folder(arguments.run_dir, name) for name in STAGES[:-1])
+    data, embeddings, scid, sft, *preference = (stage_folder(arguments.run_dir, name) for name in STAGES[:-1])
     vectors = embeddings / "items.parquet"
     inputs = [data, scid / "item_codes.parquet", scid / "user_codes.parquet", sft / "model"]
-    inputs += [path for path in (vectors, sp_dpo) if path.exists()]
+    inputs += [path for path in (vectors, *preference) if path.exists()]
     settings = asdict(arguments)
     del settings["run_dir"]
     with stage(arguments.run_dir, "evaluate", settings, inputs, arguments.seed) as work:
         if work is None:
             return
         started, process = time.perf_counter(), launched()
-        split = Split.load(data)
+        split = RatingScale(arguments.liked_from, arguments.disliked_to).on_five_points(Split.load(data))
         questions = split.histories("test")
         item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
@@ -77,15 +79,14 @@ def main() -> None:
             )
             if process.is_main_process:
                 evaluation.add(name, questions, allowed, masked, seconds=time.perf_counter() - begun)
-        curriculum = None
-        if sp_dpo.is_dir():
-            curriculum = json.loads((sp_dpo / "curriculum.json").read_text(encoding="utf-8"))
+        folders = {"SFT": sft / "model"}
+        for title, folder in zip(("SP-DPO", "RF-DPO"), preference, strict=True):
+            folders |= stage_policies(title, folder)
         device = process.device if process.num_processes > 1 else None
         recommender = Recommender.from_pretrained(sft / "model", device=device, num_beams=arguments.num_beams or "all")
         sample = sample_users(questions, arguments.stage_users, arguments.seed)
         policies = {
-            name: (folder, questions if folder.name == "model" else sample)
-            for name, folder in policies_of(sft, sp_dpo, curriculum).items()
+            name: (folder, questions if folder.name == "model" else sample) for name, folder in folders.items()
         }
         judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, arguments.batch_size or "auto")
         if not process.is_main_process:
@@ -100,9 +101,9 @@ def main() -> None:
         manifests = [
             read_manifest(stage_folder(arguments.run_dir, name))
             for name in STAGES[:-1]
-            if name != "sp_dpo" or curriculum
+            if name not in ("sp_dpo", "rf_dpo") or stage_folder(arguments.run_dir, name).is_dir()
         ]
-        page = results_page(rows, manifests, curriculum)
+        page = results_page(rows, manifests, [found for found in map(read_curriculum, preference) if found])
         (work.folder / "results.md").write_text(page, encoding="utf-8")
         (work.folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         evaluation.per_user().write_parquet(work.folder / PER_USER_FILE)
@@ -111,17 +112,6 @@ def main() -> None:
             f"evaluation of {len(questions):,} users: {time.perf_counter() - started:.1f} s, SFT "
             f"{rows['SFT']['ranking']['users_per_second']:,.0f} users/s, processes: {process.num_processes}"
         )
-
-
-def policies_of(sft: Path, sp_dpo: Path, curriculum: dict[str, Any] | None) -> dict[str, Path]:
-    """Row of the table -> folder; the models of the two levels are named `model`, those of a stage `policy`."""
-    policies = {"SFT": sft / "model"}
-    if curriculum:
-        for number, done in enumerate(curriculum["stages"]):
-            if done["decision"] != "skipped":
-                policies[f"SP-DPO {done['name']}"] = sp_dpo / f"{number}-{done['name']}" / "policy"
-        policies["SP-DPO, best stage on validation"] = sp_dpo / "model"
-    return policies
 
 
 if __name__ == "__main__":

@@ -53,6 +53,6 @@ def run_stage():
 def smoke_run(tmp_path_factory, run_stage) -> Path:
     """A finished smoke pipeline. Read only."""
     run_dir = tmp_path_factory.mktemp("smoke")
-    for name in ("prepare", "embed", "scid", "sft", "sp_dpo", "evaluate"):
+    for name in ("prepare", "embed", "scid", "sft", "sp_dpo", "rf_dpo", "evaluate"):
         run_stage(name, run_dir)
     return run_dir

@@ -50,7 +50,7 @@ def test_titles_of_targets_in_profiles_are_found(split):
 
 def test_manifests_say_who_read_targets(smoke_run):
     findings = {finding.check: finding for finding in audit_manifests(smoke_run)}
-    assert len(findings) == 5 and all(finding.passed for finding in findings.values())
+    assert len(findings) == 6 and all(finding.passed for finding in findings.values())
     assert "read no targets" in findings["inputs of scid"].message
     assert "read validation targets" in findings["inputs of sp_dpo"].message
     assert "read validation and test targets" in findings["inputs of evaluate"].message

@@ -76,6 +76,9 @@ def test_the_table_has_every_system_and_every_stage(smoke_run):
         "SP-DPO medium",
         "SP-DPO hard",
         "SP-DPO, best stage on validation",
+        "RF-DPO disliked",
+        "RF-DPO neutral",
+        "RF-DPO, best stage on validation",
         "best possible",
     ]
     for name, columns in results.items():

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in (*STAGES, "ablation", "baselines"):
+    if arguments and arguments[0] in (*STAGES, "ablation", "baselines", "feedback"):
         launcher, rest = _split_launcher(arguments[1:])
         return subprocess.call([*_launch(arguments[0], launcher), *rest])
     parsed = make_parser().parse_args(arguments)

@@ -13,12 +13,14 @@ _EPILOG = """stages:
   scid       token level: dual SCID tokenization
   sft        behaviour level: supervised fine-tuning
   sp_dpo     preference level: progressive self-play Softmax-DPO
+  rf_dpo     preference level: Softmax-DPO on real feedback
   evaluate   full ranking on the test split, beside the baselines
 
 tools:
   merge        a LoRA adapter and its base as one plain model
   recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
+  feedback     a served model's log of events as feedback for the next round of rf_dpo
   baselines    popularity, item-kNN, MF, LightGCN, SASRec: tuned on validation, judged like the models
   ablation     tables of fine-tuning runs that differ in stated options: Table 4, a sweep of learning rates
   audit        is a split clean, and does anything depend on targets that it must not see?
@@ -39,7 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="run|results|merge|recommend|scid-report|baselines|ablation|audit|<stage>"
+        dest="verb",
+        required=True,
+        metavar="run|results|merge|recommend|scid-report|feedback|baselines|ablation|audit|<stage>",
     )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
@@ -47,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--stages", nargs="+", choices=STAGES, help="only these stages (default: those of the file)")
     run.add_argument(
         "--accelerate_config",
-        help="launch sft, sp_dpo and evaluate through accelerate with this configuration (name or file)",
+        help="launch sft, sp_dpo, rf_dpo and evaluate through accelerate with this configuration (name or file)",
     )
     results = verbs.add_parser("results", help="put the result tables of runs into one Markdown page")
     results.add_argument("runs", nargs="+", help="folders of runs or baselines, such as runs/yelp")

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from align3gr.dpo.curriculum import ProgressiveCurriculum, run_curriculum, stage_seed
     from align3gr.dpo.curriculum_stage import CurriculumStage, read_stages
     from align3gr.dpo.difficulty import buckets_of, item_vectors, prefix_lengths
+    from align3gr.dpo.feedback_arguments import RealFeedbackArguments
+    from align3gr.dpo.feedback_rows import build_feedback_rows, rejected_levels
+    from align3gr.dpo.feedback_run import RealFeedback, deciding_metric
+    from align3gr.dpo.feedback_settings import FeedbackSettings
     from align3gr.dpo.preference_rows import SoftmaxDPOCollator
     from align3gr.dpo.self_play import PreferenceRows, build_preference_rows, self_play_rows
     from align3gr.dpo.self_play_arguments import SelfPlayArguments
@@ -27,6 +31,10 @@ __getattr__, __all__ = attach(
         "curriculum": ("ProgressiveCurriculum", "run_curriculum", "stage_seed"),
         "curriculum_stage": ("CurriculumStage", "read_stages"),
         "difficulty": ("buckets_of", "item_vectors", "prefix_lengths"),
+        "feedback_arguments": ("RealFeedbackArguments",),
+        "feedback_rows": ("build_feedback_rows", "rejected_levels"),
+        "feedback_run": ("RealFeedback", "deciding_metric"),
+        "feedback_settings": ("FeedbackSettings",),
         "preference_rows": ("SoftmaxDPOCollator",),
         "self_play": ("PreferenceRows", "build_preference_rows", "self_play_rows"),
         "self_play_arguments": ("SelfPlayArguments",),

@@ -13,7 +13,6 @@ from align3gr.evaluation.evaluate_metric import ranking_metric
 from align3gr.evaluation.evaluator import evaluate_policy, rank_histories, rank_policy, sample_users
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.evaluation.metrics import (
-    feedback_metrics,
     is_repeat,
     mean_metrics,
     mrr_at_k,
@@ -49,7 +48,6 @@ __all__ = [
     "evaluate_policy",
     "exposure",
     "exposure_gini",
-    "feedback_metrics",
     "is_repeat",
     "judge_policies",
     "lost_levels",

@@ -218,29 +218,6 @@ def three_columns(
     return {name: mean_metrics(ranks[users], ks) for name, (ranks, users) in groups.items()}
 
 
-def feedback_metrics(columns: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What judges a policy that learns from feedback, of lists with seen items allowed.
-
-    Args:
-        columns: of [`three_columns`], with ratings.
-
-    Returns:
-        The metrics of all users; those of users who like their target as `liked_recall@10`, ...; and as
-        `disliked_recall@10` the share of lists that show the target of users who dislike it: lower is better. Groups
-        without users are left out.
-
-    >>> disliked = {"recall@10": 0.2, "users": 5}
-    >>> feedback_metrics({"seen_allowed": {"recall@10": 0.5, "users": 8}, "seen_allowed_disliked": disliked})
-    {'recall@10': 0.5, 'users': 8, 'disliked_recall@10': 0.2, 'disliked_users': 5}
-    """
-    found = dict(columns["seen_allowed"])
-    for group in ("liked", "disliked"):
-        metrics = columns.get(f"seen_allowed_{group}", {"users": 0})
-        if metrics["users"]:
-            found |= {f"{group}_{name}": value for name, value in metrics.items()}
-    return found
-
-
 def _positive(k: int) -> int:
     if k < 1:
         raise InputError(f"k: got {k}, expected at least 1")

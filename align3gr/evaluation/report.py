@@ -28,18 +28,25 @@ _BEYOND = (
     ("shows a disliked item", "disliked", 4),
 )
 
+# Metric of a preference stage on validation -> heading.
+_VALIDATION = {
+    "recall@10": "R@10",
+    "seen_allowed_liked/recall@10": "liked R@10",
+    "seen_allowed_disliked/recall@10": "disliked R@10",
+}
+
 
 def results_page(
     results: Mapping[str, Mapping[str, Any]],
     manifests: Sequence[Mapping[str, Any]],
-    curriculum: Mapping[str, Any] | None = None,
+    curricula: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """All tables of an evaluation.
 
     Args:
         results: [`FullEvaluation.results`].
         manifests: those of the stages before it.
-        curriculum: the record of the preference level, if there is one.
+        curricula: the records of the preference level.
     """
     lengths = {
         int(metric.partition("@")[2])
@@ -48,7 +55,7 @@ def results_page(
     }
     tables = [metrics_table(results)]
     tables += [beyond_accuracy_table(results, max(k for k in lengths if k <= 10)), segments_table(results)]
-    tables += [curriculum_table(curriculum)] if curriculum else []
+    tables += [curriculum_table(curriculum) for curriculum in curricula]
     return "\n".join([*tables, ranking_table(results), stages_table(manifests)])
 
 
@@ -146,21 +153,30 @@ def stages_table(manifests: Sequence[Mapping[str, Any]]) -> str:
 
 
 def curriculum_table(curriculum: Mapping[str, Any]) -> str:
-    """A Markdown table of the preference stages: what they trained on and what became of validation Recall."""
+    """A Markdown table of the preference stages: what they trained on and what became of validation Recall.
+
+    Records of training on feedback also show Recall of liked targets, and how many lists show a disliked one.
+    """
+    metrics = [name for name in _VALIDATION if name in curriculum["initial"]["metrics"]]
+    headings = "".join(f" | validation {_VALIDATION[name]}" for name in metrics)
     lines = [
-        "| stage | rows | rejected a row | from the beam | loss, first | loss, last | validation R@10 | decision |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-        f"| before | | | | | | {curriculum['initial']['metrics']['recall@10']:.4f} | |",
+        f"| stage | rows | rejected a row | generated | loss, first | loss, last{headings} | decision |",
+        "|---|---:|---:|---:|---:|---:|" + "---:|" * len(metrics) + "---|",
+        f"| before | | | | | | {_values(curriculum['initial'], metrics)} | |",
     ]
     for stage in curriculum["stages"]:
         statistics = stage["statistics"]
-        recall = _number(stage.get("metrics", {}).get("recall@10"))
+        generated = statistics.get("beam_share", statistics.get("generated_share"))
         lines.append(
             f"| {stage['name']} | {stage['rows']:,} | {_number(statistics.get('mean_rejected'), 1)} | "
-            f"{_number(statistics.get('beam_share'), 2)} | {_number(stage.get('first_loss'), 3)} | "
-            f"{_number(stage.get('last_loss'), 3)} | {recall} | {stage['decision']} |"
+            f"{_number(generated, 2)} | {_number(stage.get('first_loss'), 3)} | "
+            f"{_number(stage.get('last_loss'), 3)} | {_values(stage, metrics)} | {stage['decision']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _values(stage: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    return " | ".join(_number(stage.get("metrics", {}).get(name)) for name in metrics)
 
 
 def _heading(metric: str) -> str:
