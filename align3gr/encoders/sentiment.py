@@ -56,7 +56,8 @@ class SentimentScorer(Protocol):
 class VaderScorer:
     """VADER (Hutto & Gilbert 2014), a word list with rules for English: no model, no download.
 
-    Its compound value c from -1 to 1 becomes 3 + 2c, rounded: disliked is c <= -0.75, liked c >= 0.25.
+    The range of its compound value, -1 to 1, is cut into fifths: below -0.6 the score is 1, from 0.2 on 4, from 0.6 on
+    5.
 
     Raises:
         InputError: vaderSentiment is not installed.
@@ -68,11 +69,11 @@ class VaderScorer:
         except ImportError as error:
             raise InputError("scorer: vaderSentiment is not installed; pip install 'align3gr[sentiment]'") from error
         self._analyzer = SentimentIntensityAnalyzer()
-        self.name = f"vader {version('vaderSentiment')}"
+        self.name = f"vader {version('vaderSentiment')}, fifths"
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         compound = np.array([self._analyzer.polarity_scores(text)["compound"] for text in texts], dtype=np.float64)
-        return np.clip(np.rint(3 + 2 * compound), 1, 5)
+        return np.clip(np.floor((compound + 1) * 2.5) + 1, 1, 5)
 
 
 class ClassifierScorer:

@@ -83,10 +83,10 @@ TEXTS = [" ".join(words) for n in (1, 2, 3) for words in itertools.product(("bad
 def test_vader_knows_praise_from_blame():
     pytest.importorskip("vaderSentiment")
     scorer = VaderScorer()
-    scores = scorer.score(
-        ["Absolutely wonderful, I love it, best ever!", "The book has 200 pages.", "Horrible, terrible, I hate it."]
-    )
-    assert scores.tolist() == [5, 3, 1]
+    # Compound values: 0.92, 0.44, 0, -0.49, -0.88.
+    texts = ["Loved it! Great staff, amazing tacos.", "A good guitar, would buy again.", "The book has 200 pages."]
+    texts += ["Disappointing for the price.", "Horrible, terrible, I hate it."]
+    assert scorer.score(texts).tolist() == [5, 4, 3, 2, 1]
     assert scorer.name.startswith("vader 3")
 
 

@@ -1,0 +1,72 @@
+"""RF-DPO in two processes, launched as a person would: the rows of one process; and killed and taken up again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+
+from tests.conftest import ROOT, SMOKE
+from tests.launch.test_launch import LAUNCH
+
+pytestmark = pytest.mark.long
+
+OPTIONS = ["--config", f"{SMOKE}/rf_dpo.yaml", "--start_from", "sft", "--part_prompts", "16"]
+
+
+def prepared(smoke_run: Path, run_dir: Path) -> Path:
+    for name in ("data", "scid", "sft"):
+        shutil.copytree(smoke_run / name, run_dir / name)
+    return run_dir
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ALIGN3GR_CACHE": str(cache)}
+
+
+def test_two_processes_score_reviews_once_and_make_the_rows_of_one(smoke_run, run_stage, tmp_path, monkeypatch):
+    pytest.importorskip("vaderSentiment")
+    two = prepared(smoke_run, tmp_path / "two")
+    command = [*LAUNCH, f"{ROOT}/accelerate_configs/cpu_ddp.yaml", f"{ROOT}/recipes/rf_dpo.py", *OPTIONS]
+    command += ["--run_dir", str(two), "--feedback", "reviews"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setenv("ALIGN3GR_CACHE", str(tmp_path / "cache"))
+    one = prepared(smoke_run, tmp_path / "one")
+    run_stage("rf_dpo", one, start_from="sft", part_prompts=16, feedback="reviews")
+    first, second = (load_from_disk(str(run / "rf_dpo" / "0-disliked" / "rows" / "dataset")) for run in (one, two))
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "num_generated"]
+    assert first.select_columns(columns).to_list() == second.select_columns(columns).to_list() and len(first) >= 8
+    reports = [json.loads((run / "rf_dpo" / "feedback.json").read_text()) for run in (one, two)]
+    assert reports[0] == reports[1] and reports[0]["agreement"]["reviews"] > 1000
+    assert json.loads((two / "rf_dpo" / "manifest.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    "sign", ["candidates/disliked/000000.npy", "0-disliked/trainer/checkpoint-*", "1-neutral/rows"]
+)
+def test_killed_anywhere_it_ends_with_the_same_policy(sign, smoke_run, run_stage, tmp_path):
+    whole = prepared(smoke_run, tmp_path / "whole")
+    run_stage("rf_dpo", whole, start_from="sft", part_prompts=16)
+    run_dir = prepared(smoke_run, tmp_path / "run")
+    command = [sys.executable, f"{ROOT}/recipes/rf_dpo.py", *OPTIONS, "--run_dir", str(run_dir)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment(tmp_path)
+    )
+    until = time.monotonic() + 240
+    while not list((run_dir / "rf_dpo.partial").glob(sign)):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run_stage("rf_dpo", run_dir, start_from="sft", part_prompts=16)
+    for folder in ("0-disliked/policy", "1-neutral/policy", "model"):
+        weights = [(run / "rf_dpo" / folder / "model.safetensors").read_bytes() for run in (whole, run_dir)]
+        assert weights[0] == weights[1], folder
