@@ -138,6 +138,15 @@ def test_reference_is_kept_beside_the_rows_and_belongs_to_one_policy(build, llam
     assert columns[0] == columns[1] != columns[2]
 
 
+def test_dropout_is_off_in_the_reference_alone(build, llama, rows):
+    still = build(llama(), rows).train_dataset["ref_chosen_logps"][:]
+    model = llama(attention_dropout=0.5)
+    model.train()
+    trainer = build(model, rows, disable_dropout=False)
+    assert trainer.train_dataset["ref_chosen_logps"][:] == pytest.approx(still, abs=1e-5)
+    assert abs(losses(trainer)[0] - UNIFORM) > 0.01
+
+
 def test_a_synchronised_reference_is_the_policy_of_the_step_before(build, llama, rows):
     """Copied whole after every step, it leaves nothing to compare with; unsynchronised, the loss falls."""
     options = {"precompute_ref_log_probs": False, "max_steps": 3}

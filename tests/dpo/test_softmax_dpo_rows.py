@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, load_from_disk
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, extract_prompt
 
 from align3gr.dpo.preference_rows import prepare_rows
+from align3gr.dpo.preference_text import _split_row
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
 from align3gr.errors import InputError
@@ -16,7 +17,8 @@ from align3gr.errors import InputError
 # `t3` opens the user's turn, `t4` the answer, the end-of-sequence token `t2` closes both.
 CHAT = (
     "{% for tool in tools or [] %}t6 {{ tool.name }} {% endfor %}"
-    "{% for m in messages %}{{ 't4' if m.role == 'assistant' else 't3' }} {{ m.content }} t2 {% endfor %}"
+    "{% for m in messages %}{% if numbered %}t13 {% endif %}"
+    "{{ 't4' if m.role == 'assistant' else 't3' }} {{ m.content }} t2 {% endfor %}"
     "{% if add_generation_prompt %}t4 {% if thinking %}t9 {% endif %}{% endif %}"
 )
 IDS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -68,7 +70,7 @@ FORMS = {
     ],
     "tools": [row | {"tools": json.dumps([{"name": "t12"}])} for row in MESSAGES],
     # The header of an answer ends with a token that is not there when the answer follows.
-    "template options": [row | {"chat_template_kwargs": {"thinking": True}} for row in MESSAGES],
+    "template options": [row | {"chat_template_kwargs": {"thinking": True, "numbered": True}} for row in MESSAGES],
     "cut": [TEXT[0] | {"chosen": " t41 t47 t48 t49", "rejected": " t42 t47 t48 t50 t51"}, *TEXT],
 }
 
@@ -115,6 +117,16 @@ def test_an_implicit_prompt_is_what_all_completions_begin_with(chat):
     turns = [*user("t5"), *answer("t8")]
     row = {"chosen": turns + user("t9"), "rejected": [turns + user("t10"), [*user("t5"), *answer("t11")]]}
     assert ids([row], chat)[0][0] == [3, 5, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"), [("The sky is blue.", "The sky is green."), ("I do so.", "I do not.")]
+)
+def test_a_blank_before_the_completions_is_theirs(chosen, rejected):
+    prompt, completions = _split_row({"chosen": chosen, "rejected": [rejected]}, "row 0")
+    assert not prompt.endswith(" ") and completions[0].startswith(" ")
+    expected = extract_prompt({"chosen": chosen, "rejected": rejected})
+    assert {"prompt": prompt, "chosen": completions[0], "rejected": completions[1]} == expected
 
 
 def test_token_ids_are_taken_as_they_are(chat):
