@@ -88,7 +88,9 @@ def main() -> None:
         policies = {
             name: (folder, questions if folder.name == "model" else sample) for name, folder in folders.items()
         }
-        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, arguments.batch_size or "auto")
+        whole = [name for name, folder in folders.items() if folder.name == "model"]
+        batch_size = arguments.batch_size or "auto"
+        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, batch_size, latest_first=whole)
         if not process.is_main_process:
             return
         rows = evaluation.results

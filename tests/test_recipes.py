@@ -72,13 +72,16 @@ def test_the_table_has_every_system_and_every_stage(smoke_run):
         "item-kNN",
         "five latest, then item-kNN",
         "SFT",
+        "five latest, then SFT",
         "SP-DPO easy",
         "SP-DPO medium",
         "SP-DPO hard",
         "SP-DPO, best stage on validation",
+        "five latest, then SP-DPO, best stage on validation",
         "RF-DPO disliked",
         "RF-DPO neutral",
         "RF-DPO, best stage on validation",
+        "five latest, then RF-DPO, best stage on validation",
         "best possible",
     ]
     for name, columns in results.items():

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from align3gr.errors import InputError
+from align3gr.evaluation.policies import latest_then
 
 # Users scored at once. A user reaches some thousands of items over their neighbours: 100 MB of sparse scores a batch.
 BATCH_SIZE = 4096
@@ -165,8 +166,7 @@ class HistoryThenItemKNN:
         unseen = self.item_knn.rank(histories, k, exclude_seen=True)
         if exclude_seen:
             return unseen
-        repeated = HistoryRepeat().rank(histories, self.num_repeated, exclude_seen=False)
-        return _keep_first(np.concatenate([repeated, unseen], axis=1), k)
+        return latest_then(histories, unseen, self.num_repeated)
 
 
 def _flatten(sequences: Sequence[np.ndarray], num_items: int) -> tuple[np.ndarray, np.ndarray]:

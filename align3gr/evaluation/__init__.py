@@ -23,7 +23,7 @@ from align3gr.evaluation.metrics import (
     three_columns,
 )
 from align3gr.evaluation.per_user import PER_USER_FILE, compare, read_per_user
-from align3gr.evaluation.policies import judge_policies, read_curriculum, stage_policies
+from align3gr.evaluation.policies import judge_policies, latest_then, read_curriculum, stage_policies
 from align3gr.evaluation.report import (
     beyond_accuracy_table,
     curriculum_table,
@@ -50,6 +50,7 @@ __all__ = [
     "exposure_gini",
     "is_repeat",
     "judge_policies",
+    "latest_then",
     "lost_levels",
     "mean_metrics",
     "metrics_table",

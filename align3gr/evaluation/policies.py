@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from align3gr.decoding.saved_model import open_model
 from align3gr.evaluation.evaluator import rank_policy
 from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.processes import launched
+
+NUM_LATEST = 5
+LATEST_THEN = "five latest, then"
 
 
 def read_curriculum(folder: Path) -> dict[str, Any] | None:
@@ -50,6 +53,7 @@ def judge_policies(
     user_codes: np.ndarray | None,
     k: int,
     batch_size: BatchSize = "auto",
+    latest_first: Collection[str] = (),
 ) -> None:
     """Rank the questions with each policy; the processes of a launch share the users, the main one alone judges.
 
@@ -64,6 +68,8 @@ def judge_policies(
         user_codes: `(users, levels)`, or None for prompts without users.
         k: length of the lists.
         batch_size: prompts in one search, or "auto"; see `generate_rankings`.
+        latest_first: rows beside which there is a second one, with five items of the history in front; see
+            [`latest_then`].
     """
     main = launched().is_main_process
     ranked: dict[tuple[str, bytes], str] = {}
@@ -72,6 +78,8 @@ def judge_policies(
         if first != name:
             if main:
                 evaluation.add_same(name, first)
+                if name in latest_first and first in latest_first:
+                    evaluation.add_same(f"{LATEST_THEN} {name}", f"{LATEST_THEN} {first}")
             continue
         begun = time.perf_counter()
         model = open_model(folder)
@@ -82,6 +90,33 @@ def judge_policies(
         )
         if main:
             evaluation.add(name, questions, *lists, seconds=time.perf_counter() - begun)
+            if name in latest_first:
+                fused = latest_then(questions.histories, lists[1], NUM_LATEST)
+                seconds = time.perf_counter() - begun
+                evaluation.add(f"{LATEST_THEN} {name}", questions, fused, lists[1], seconds=seconds)
+
+
+def latest_then(histories: Sequence[np.ndarray], unseen: np.ndarray, num_latest: int) -> np.ndarray:
+    """The latest distinct items of each history, then a list without items of the history.
+
+    Users come back to what they know; where a model does not show it, this does.
+
+    Args:
+        histories: item indices, oldest first.
+        unseen: lists in which no item of the history stands, -1 where there is no further item.
+            Shape: `(users, k)`.
+        num_latest: items of the history at the top.
+
+    Returns:
+        Shape: `(users, k)`.
+    """
+    k = unseen.shape[1]
+    rankings = np.full_like(unseen, -1)
+    for row, history in enumerate(histories):
+        latest = list(dict.fromkeys(np.asarray(history)[::-1].tolist()))[:num_latest]
+        items = np.concatenate([np.array(latest, dtype=unseen.dtype), unseen[row][unseen[row] >= 0]])[:k]
+        rankings[row, : len(items)] = items
+    return rankings
 
 
 def weights_hash(folder: str | Path) -> str:
