@@ -28,15 +28,15 @@ class CatalogueLikelihood:
     """
 
     def __init__(self, trie: SCIDTrie, level_tokens: np.ndarray | Tensor) -> None:
-        table = torch.as_tensor(level_tokens)
+        table = torch.as_tensor(level_tokens).to(trie.device)
         self.trie = trie
         self._tokens = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
         last = max(int(row.max()) for row in self._tokens)
-        self._level_of = torch.full((last + 1,), -1)
-        self._code_of = torch.zeros(last + 1, dtype=torch.long)
+        self._level_of = torch.full((last + 1,), -1, device=trie.device)
+        self._code_of = torch.zeros(last + 1, dtype=torch.long, device=trie.device)
         for level, row in enumerate(self._tokens):
             self._level_of[row] = level
-            self._code_of[row] = torch.arange(len(row))
+            self._code_of[row] = torch.arange(len(row), device=trie.device)
 
     def to(self, device: torch.device | str) -> "CatalogueLikelihood":
         """The same on another device; itself where it is there already."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align3gr.decoding.candidates import LeafCandidates
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.decoding.encoder_decoder_tree import EncoderDecoderTree, check_encoder_decoder
 from align3gr.decoding.item_filter import ItemFilter, ItemSets
 from align3gr.decoding.tree_decoder import PromptPrefix, PromptTree, check_model
@@ -60,6 +61,7 @@ class ConstrainedSearch(ABC):
         self.num_beams = num_beams
         self.widths = widths
         self.normalizer = normalizer
+        self._level_tokens = level_tokens
         self._tokens = [row.to(model.device) for row in _token_rows(level_tokens, trie)]
         _check_tokens(self._tokens, model)
 
@@ -114,6 +116,11 @@ class ConstrainedSearch(ABC):
         twin._tokens = [row.to(model.device) for row in self._tokens]
         _check_tokens(twin._tokens, model)
         return twin
+
+    @property
+    def likelihood(self) -> CatalogueLikelihood | None:
+        """For training by the probabilities of this search, where they are normalised over the catalogue."""
+        return CatalogueLikelihood(self.trie, self._level_tokens) if self.normalizer == "catalogue" else None
 
     def prefix(self, tokens: Sequence[int]) -> PromptPrefix:
         """Compute what prompts have in common at the beginning; for `search`, until the model is trained further."""

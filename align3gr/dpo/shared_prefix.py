@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.errors import InputError
 from align3gr.tree_attention import tree_attention, tree_mask
 
 IGNORED_LABEL = -100
@@ -123,18 +125,20 @@ def sequence_batch(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def shared_prefix_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def shared_prefix_logps(model: Any, batch: dict[str, Tensor], likelihood: CatalogueLikelihood | None = None) -> Tensor:
     """Sum of the log-probabilities of each completion's tokens, from a batch of `tree_batch`.
 
     Args:
         model: A causal LM, plain, with adapters or wrapped by a launcher, whose attention is "sdpa" or "eager".
         batch: The tensors of `tree_batch`, on the model's device.
+        likelihood: Of a model that was trained so; completions are SCIDs, normalised over its catalogue.
 
     Returns:
         Tensor (batch, completions), fp32; 0 where a prompt has fewer completions than the widest.
 
     Raises:
-        InputError: The model's attention cannot follow a tree mask, or slides over fewer tokens than the row has.
+        InputError: The model's attention cannot follow a tree mask, or slides over fewer tokens than the row has; or
+            there is a likelihood, and a completion is no SCID of its catalogue.
     """
     attention = tree_attention(model, batch["input_ids"].shape[1], OTHERWISE)
     visible = _visible_tokens(batch["trunk_mask"], batch["tree_mask"])
@@ -146,10 +150,10 @@ def shared_prefix_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
         use_cache=False,
         logits_to_keep=batch["tree_mask"].shape[1],
     )
-    return _label_logps(outputs.logits, batch["label_ids"], batch["label_nodes"])
+    return _label_logps(outputs.logits, batch["label_ids"], batch["label_nodes"], likelihood)
 
 
-def naive_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def naive_logps(model: Any, batch: dict[str, Tensor], likelihood: CatalogueLikelihood | None = None) -> Tensor:
     """The same values as `shared_prefix_logps`, from a batch of `sequence_batch`: one full sequence a completion."""
     outputs = model(
         input_ids=batch["input_ids"],
@@ -158,7 +162,7 @@ def naive_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
         use_cache=False,
         logits_to_keep=batch["label_ids"].shape[2],
     )
-    return _label_logps(outputs.logits, batch["label_ids"], batch["label_nodes"])
+    return _label_logps(outputs.logits, batch["label_ids"], batch["label_nodes"], likelihood)
 
 
 def _completion_tree(
@@ -209,9 +213,20 @@ def _visible_tokens(trunk_mask: Tensor, tree_mask: Tensor) -> Tensor:
     return mask[:, None]
 
 
-def _label_logps(logits: Tensor, label_ids: Tensor, label_nodes: Tensor) -> Tensor:
+def _label_logps(
+    logits: Tensor, label_ids: Tensor, label_nodes: Tensor, likelihood: CatalogueLikelihood | None
+) -> Tensor:
     """Sum over each completion's labels; logits (rows, kept, vocabulary), labels (batch, completions, length)."""
     labelled = label_ids != IGNORED_LABEL
+    if likelihood is not None:
+        there = labelled.any(-1)
+        if labelled.shape[-1] != likelihood.trie.levels or not labelled[there].all():
+            raise InputError(
+                f"a completion is no SCID of {likelihood.trie.levels} tokens; the model is normalised over a catalogue, "
+                "so its completions are items"
+            )
+        logps = likelihood.log_probs(logits.flatten(0, 1), label_nodes[there], label_ids[there])
+        return torch.zeros_like(there, dtype=logps.dtype).masked_scatter(there, logps.sum(-1))
     logps = _SelectedLogProbs.apply(logits.flatten(0, 1), label_nodes.flatten(), label_ids.clamp_min(0).flatten())
     return (logps.view_as(label_ids) * labelled).sum(-1)
 

@@ -14,10 +14,12 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.dpo.preference_rows import SoftmaxDPOCollator, prepare_rows
 from align3gr.dpo.shared_prefix import IGNORED_LABEL, OTHERWISE, naive_logps, shared_prefix_logps
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
+from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.tree_attention import tree_attention
 
 # What this package relies on beyond TRL's documented interface (with `REFERENCE_COLUMNS`). A test names each against
@@ -57,10 +59,12 @@ class SoftmaxDPOTrainer(DPOTrainer):
         callbacks: Callbacks to add.
         optimizers: Optimizer and scheduler in place of those of `args`.
         peft_config: Adapter to add to a plain model.
+        likelihood: For a model that was trained with SCIDs normalised over their catalogue (`normalizer: catalogue`):
+            log-probabilities are those by which it recommends, and completions are SCIDs.
 
     Raises:
-        ValueError: The settings leave the reference undefined, the model cannot follow a shared prompt, or images are
-            to be read.
+        ValueError: The settings leave the reference undefined, the model cannot follow a shared prompt, images are
+            to be read, or the likelihood is not what the model was trained with.
         InputError: A row is not usable; names the dataset, the row and the column.
     """
 
@@ -80,11 +84,13 @@ class SoftmaxDPOTrainer(DPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: Any = None,
+        likelihood: CatalogueLikelihood | None = None,
     ) -> None:
         args = SoftmaxDPOConfig("softmax-dpo") if args is None else args
         _check_reference(model, ref_model, args)
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("images are not implemented by Softmax-DPO; pass the tokenizer as processing_class")
+        self.likelihood = likelihood  # the parent computes the reference
         forward = None if isinstance(model, str) else _language_model(model).__dict__.get("forward")
         super().__init__(
             model=model,
@@ -99,6 +105,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
             peft_config=peft_config,
         )
         _restore_forward(_language_model(self.model), forward)
+        _check_normalizer(self.model, likelihood)
         if is_peft_model(self.model) and REFERENCE_ADAPTER in self.model.peft_config:
             self.model.delete_adapter(REFERENCE_ADAPTER)
         if self.aux_loss_enabled:
@@ -186,7 +193,7 @@ class SoftmaxDPOTrainer(DPOTrainer):
     def _completion_logps(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probabilities (batch, 1 + rejected), the chosen first."""
         logps = naive_logps if self.args.prefix_sharing == "naive" else shared_prefix_logps
-        return logps(model, inputs)
+        return logps(model, inputs, self.likelihood)
 
     def _log_batch(
         self, losses: dict[str, Tensor], logps: Tensor, scores: Tensor, rewards: Tensor, mask: Tensor
@@ -241,6 +248,16 @@ def _check_reference(model: Any, ref_model: Any, args: SoftmaxDPOConfig) -> None
         raise ValueError(f"the active adapters are {model.active_adapters}; DPOTrainer trains one named 'default'")
     if args.prefix_sharing != "naive" and not isinstance(model, str):
         tree_attention(model, 0, OTHERWISE)
+
+
+def _check_normalizer(model: Any, likelihood: CatalogueLikelihood | None) -> None:
+    """Preferences are about the probabilities by which the model recommends."""
+    normalizer = getattr(model.config, NORMALIZER_FIELD, "vocabulary")
+    if (normalizer == "catalogue") != (likelihood is not None):
+        raise ValueError(
+            f"the model is normalised over the {normalizer} (`{NORMALIZER_FIELD}` of its config), and there is "
+            f"{'a' if likelihood else 'no'} `likelihood`; pass the one of its catalogue (`search.likelihood`), or leave it out"
+        )
 
 
 def _language_model(model: Any) -> Any:

@@ -14,7 +14,6 @@ from trl import SFTConfig
 
 from align3gr.data import Split
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
-from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
@@ -129,8 +128,7 @@ def make_trainer(
     if arguments.normalizer == "catalogue" or arguments.base_model is None:
         trainer_class = SmallVocabularySFTTrainer
     if arguments.normalizer == "catalogue":
-        tokens = recommender.prompt_builder.vocabulary.item_tokens
-        options["likelihood"] = CatalogueLikelihood(recommender.search.trie, tokens)
+        options["likelihood"] = recommender.search.likelihood
     return trainer_class(
         model=model,
         args=training,
