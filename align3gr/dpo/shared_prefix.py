@@ -222,8 +222,8 @@ def _label_logps(
         there = labelled.any(-1)
         if labelled.shape[-1] != likelihood.trie.levels or not labelled[there].all():
             raise InputError(
-                f"a completion is no SCID of {likelihood.trie.levels} tokens; the model is normalised over a catalogue, "
-                "so its completions are items"
+                f"a completion is no SCID of {likelihood.trie.levels} tokens; the model is normalised over a "
+                "catalogue, so its completions are items"
             )
         logps = likelihood.log_probs(logits.flatten(0, 1), label_nodes[there], label_ids[there])
         return torch.zeros_like(there, dtype=logps.dtype).masked_scatter(there, logps.sum(-1))

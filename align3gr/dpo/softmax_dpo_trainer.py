@@ -256,7 +256,7 @@ def _check_normalizer(model: Any, likelihood: CatalogueLikelihood | None) -> Non
     if (normalizer == "catalogue") != (likelihood is not None):
         raise ValueError(
             f"the model is normalised over the {normalizer} (`{NORMALIZER_FIELD}` of its config), and there is "
-            f"{'a' if likelihood else 'no'} `likelihood`; pass the one of its catalogue (`search.likelihood`), or leave it out"
+            f"{'a' if likelihood else 'no'} `likelihood`; pass that of its catalogue (`search.likelihood`), or none"
         )
 
 
