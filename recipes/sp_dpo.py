@@ -11,6 +11,7 @@ from align3gr.dpo import (
     policy_validation,
     read_stages,
     run_curriculum,
+    undivided,
 )
 from align3gr.pipeline import stage, stage_folder
 from align3gr.processes import launched
@@ -31,11 +32,12 @@ def main() -> None:
         if work is None:
             return
         split = Split.load(data)
-        recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams, is_trainable=True)
-        self_play = SelfPlay(recommender, split, scid, arguments, training.num_rejected, work.folder)
-        self_play.check(stages)
-        if arguments.candidates_from == "start":
-            self_play.generate(recommender.model, stages, training.seed)
+        with undivided():
+            recommender = Recommender.from_pretrained(sft / "model", num_beams=arguments.num_beams, is_trainable=True)
+            self_play = SelfPlay(recommender, split, scid, arguments, training.num_rejected, work.folder)
+            self_play.check(stages)
+            if arguments.candidates_from == "start":
+                self_play.generate(recommender.model, stages, training.seed)
         run_curriculum(
             recommender.model,
             recommender.tokenizer,

@@ -77,8 +77,8 @@ def generate_candidates(
         batch_size: Prompts in one search.
         folder: Keeps what is generated, part by part, and goes on from what is there; seen by all processes.
         part_prompts: Prompts in one part.
-        distributed: Share the batches out over the processes. Otherwise each generates everything, as it must under
-            ZeRO-3, where a forward is one of all processes.
+        distributed: Share the batches out over the processes. Otherwise each generates everything, as it must while
+            ZeRO-3 divides the model, where a forward is one of all processes.
         progress: Show a progress bar with the time left, in the first process.
 
     Returns:

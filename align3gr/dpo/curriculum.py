@@ -38,6 +38,7 @@ from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
 from align3gr.dpo.stage_validation import StageValidation, stopped_at, validations
+from align3gr.dpo.undivided_policy import divided, is_zero3, take_over, undivided
 from align3gr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -130,38 +131,44 @@ def run_curriculum(
         The contents of `curriculum.json`.
 
     Raises:
-        InputError: The folder holds a run with other settings, or `evaluate` does not give `metric`.
+        InputError: The folder holds a run with other settings, `evaluate` does not give `metric`, or ZeRO-3 is to be
+            validated inside a stage.
         RuntimeError: A stage does not start from its own reference (see `ProgressiveCurriculum`).
     """
     _check_arguments(stages, args)
     run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate, keep_policies)
-    run.begin(
-        {"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows}
-        | {"stops": [validate_steps, stop_tolerance] if validate_steps else None}
-    )
-    for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
-        started = time.perf_counter()
-        folder = run.folder / f"{number}-{stage.name}"
-        seed = stage_seed(args.seed, number)
-        rows, statistics = _stage_rows(folder / "rows", partial(make_rows, model, stage, seed))
-        entry: dict[str, Any] = {"name": stage.name, "rows": len(rows), "statistics": statistics}
-        if len(rows) < min_rows:
-            logger.warning(
-                "stage %s: %d rows are fewer than %d, the stage is skipped", stage.name, len(rows), min_rows
-            )
-            run.record_stage(entry | {"decision": "skipped"})
-            continue
-        watched = list(callbacks)
-        if validate_steps:
-            start = run.record["best_value"]  # of the policy that the stage starts from
-            watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
-        log = _train(run, stage, folder, seed, rows, watched)
-        losses = [line["loss"] for line in log if "loss" in line]
-        entry |= {"first_loss": losses[0], "last_loss": losses[-1], "statistics": _read_statistics(folder / "rows")}
-        if validate_steps:
-            entry |= {"validations": validations(log), "stopped_at": stopped_at(log)}
-        run.decide(folder, entry, started)
-    return run.finish()
+    with undivided() as run.divided_by:
+        if validate_steps and is_zero3(run.divided_by):
+            # What a search gathers of the weights cannot be trained any more: it runs in inference mode.
+            raise InputError("validate_steps: a policy that ZeRO-3 divides cannot be validated inside a stage; set 0")
+        run.begin(
+            {"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows}
+            | {"stops": [validate_steps, stop_tolerance] if validate_steps else None}
+        )
+        for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
+            started = time.perf_counter()
+            folder = run.folder / f"{number}-{stage.name}"
+            seed = stage_seed(args.seed, number)
+            rows, statistics = _stage_rows(folder / "rows", partial(make_rows, model, stage, seed))
+            entry: dict[str, Any] = {"name": stage.name, "rows": len(rows), "statistics": statistics}
+            if len(rows) < min_rows:
+                logger.warning(
+                    "stage %s: %d rows are fewer than %d, the stage is skipped", stage.name, len(rows), min_rows
+                )
+                run.record_stage(entry | {"decision": "skipped"})
+                continue
+            watched = list(callbacks)
+            if validate_steps:
+                start = run.record["best_value"]  # of the policy that the stage starts from
+                watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
+            log = _train(run, stage, folder, seed, rows, watched)
+            losses = [line["loss"] for line in log if "loss" in line]
+            entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
+            entry["statistics"] = _read_statistics(folder / "rows")  # now with what the reference says
+            if validate_steps:
+                entry |= {"validations": validations(log), "stopped_at": stopped_at(log)}
+            run.decide(folder, entry, started)
+        return run.finish()
 
 
 def stage_seed(seed: int, number: int) -> int:
@@ -235,12 +242,15 @@ def _train(
             setattr(args, name, getattr(stage, name))
     # Rounding of half precision depends on the padding of a batch, which differs between reference and training.
     watch = ProgressiveCurriculum(stage.name, tolerance=2e-2 if args.bf16 or args.fp16 else 1e-3)
-    trainer = SoftmaxDPOTrainer(
-        run.model, args=args, train_dataset=rows, processing_class=run.tokenizer, callbacks=[watch, *callbacks]
-    )
-    if run.process.is_main_process:
-        _record_start(folder / "rows", trainer.train_dataset)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with divided(run.model, run.divided_by) as policy:
+        trainer = SoftmaxDPOTrainer(
+            policy, args=args, train_dataset=rows, processing_class=run.tokenizer, callbacks=[watch, *callbacks]
+        )
+        if run.process.is_main_process:
+            _record_start(folder / "rows", trainer.train_dataset)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if policy is not run.model:
+            take_over(run.model, trainer)
     # Takes the launcher's and the mixed-precision wrappers off, so that the next stage does not wrap them again.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     trainer.accelerator.free_memory()

@@ -61,6 +61,7 @@ class CurriculumRun:
         self.keep_policies = keep_policies
         self.process = PartialState()
         self.record: dict[str, Any] = {}
+        self.divided_by: Any = None  # the DeepSpeed configuration under which stages train
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Start a record with the metrics of the policy as given, or take up the one in the folder."""
@@ -102,9 +103,10 @@ class CurriculumRun:
         value, best = entry["metrics"][self.metric], self.record["best_value"]
         kept = value > best  # the same value is no evidence, and the earlier policy is nearer to its data
         entry |= {"decision": "kept" if kept else "rolled back", "seconds": time.perf_counter() - started}
-        logger.info(
-            "stage %s: %s %.4f, best before %.4f: %s", entry["name"], self.metric, value, best, entry["decision"]
-        )
+        if self.process.is_main_process:
+            logger.info(
+                "stage %s: %s %.4f, best before %.4f: %s", entry["name"], self.metric, value, best, entry["decision"]
+            )
         self._save(folder / "policy")
         if kept:
             self.record |= {"best": folder.name, "best_value": value}

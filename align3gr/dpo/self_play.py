@@ -23,6 +23,7 @@ from align3gr.dpo.difficulty import (
     buckets_of,
     longest_common_prefix,
 )
+from align3gr.processes import launched
 from align3gr.scid.prompts import PromptBuilder
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,8 @@ def self_play_rows(
     for row in rows:
         prompt = row.pop("prompt")
         row["user_row"], row["position"] = int(places.user_rows[prompt]), int(places.positions[prompt])
-    logger.info("self-play, %s: %s", difficulty, statistics)
+    if launched().is_main_process:
+        logger.info("self-play, %s: %s", difficulty, statistics)
     return PreferenceRows(rows, statistics)
 
 

@@ -155,5 +155,5 @@ def policy_validation(
 
 
 def processes_differ() -> bool:
-    """Whether processes may do different work: under ZeRO-3 every forward is one of all of them."""
+    """Whether processes may do different work: while ZeRO-3 divides a model, every forward is one of all of them."""
     return not is_deepspeed_zero3_enabled()
