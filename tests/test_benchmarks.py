@@ -77,3 +77,15 @@ def test_the_objectives_of_fine_tuning_learn_the_same_and_the_tree_from_fewer_to
     figures, _ = sft.measure(drawn, ["a b c"] * 50, users=4, rounds=1, full=False, sizes=sizes)
     assert figures["tree_grad_diff"] < 1e-5 and figures["tree_token_ratio"] > 2
     assert figures["tree_ratio"] > 1 and figures["every_item_ratio"] > 1
+
+
+@pytest.mark.long
+def test_the_probe_of_copying_agrees_with_the_search(smoke_run):
+    command = [sys.executable, str(ROOT / "benchmarks" / "copying.py"), "--run_dir", str(smoke_run), "--users", "40"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["users"] == 40 and 0 < figures["probability_on_latest"] <= figures["probability_on_history"] < 1
+    parts = figures["recall@10_of_discoveries"] * (1 - figures["returns"])
+    assert figures["recall@10"] >= parts - 1e-9
+    for losses in figures["losses"].values():
+        assert len(losses["discoveries"]) == 3 and min(losses["discoveries"]) > 0
