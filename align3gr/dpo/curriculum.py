@@ -212,13 +212,17 @@ def _record_start(folder: Path, rows: Dataset) -> None:
     The reference log-probabilities say it, at no cost: the reference is the policy at the start. It is the measure of
     difficulty, the lower the harder.
     """
-    right, total, ranks = 0, 0, 0
     chosen, rejected = (np.asarray(rows[name]) for name in REFERENCE_COLUMNS)
-    for own, others, completions in zip(chosen, rejected, rows["rejected_ids"], strict=True):
-        lower = int((others[: len(completions)] < own).sum())  # behind them the columns are padded
-        right, total, ranks = right + lower, total + len(completions), ranks + 1 + len(completions) - lower
+    places = np.arange(rejected.shape[1])
+    there = places < np.array([len(completions) for completions in rows["rejected_ids"]])[:, None]  # then padding
+    lower = rejected < chosen[:, None]
     statistics = _read_statistics(folder)
-    statistics |= {"start_accuracy": right / total, "start_rank": ranks / len(rows)}
+    statistics["start_accuracy"] = float(lower[there].mean())
+    statistics["start_rank"] = float(1 + (~lower & there).sum() / len(rows))
+    if "num_beam" in rows.column_names:  # generated ones stand before the drawn ones
+        drawn = there & (places >= np.array(rows["num_beam"])[:, None])
+        for name, some in (("beam", there & ~drawn), ("filler", drawn)):
+            statistics[f"start_accuracy_{name}"] = float(lower[some].mean()) if some.any() else None
     whole_file(folder / _STATISTICS_FILE, json.dumps(statistics, indent=2) + "\n")
 
 

@@ -113,22 +113,25 @@ def test_difficulty_is_measured_at_the_start_of_a_stage(run, llama, tmp_path):
         made = rows_from_policy(model, stage, seed)
         if stage.name == "hard":  # ragged: the columns of the reference are padded behind the shorter row
             made.rows[0]["rejected_ids"] = made.rows[0]["rejected_ids"][:1]
-        lower, ranks, total = 0, [], 0
+        lower, ranks, total, generated = 0, [], 0, []
         for row in made.rows:
+            row["num_beam"] = 1
             batch = tree_batch([row["prompt_ids"]], [[row["chosen_ids"], *row["rejected_ids"]]])
             with torch.no_grad():
                 chosen, *rejected = shared_prefix_logps(model, batch)[0].tolist()
             lower, total = lower + sum(logp < chosen for logp in rejected), total + len(rejected)
             ranks.append(1 + sum(logp >= chosen for logp in rejected))
-        expected[stage.name] = (lower / total, sum(ranks) / len(ranks), total)
+            generated.append(rejected[0] < chosen)
+        drawn = (lower - sum(generated)) / (total - 6)
+        expected[stage.name] = (lower / total, sum(ranks) / 6, sum(generated) / 6, drawn, total)
         return made
 
     record = run(model, scripted(0.1, 0.2, 0.3), make_rows)
-    assert {name: entry[2] for name, entry in expected.items()} == {"easy": 24, "hard": 21}
+    assert {name: entry[-1] for name, entry in expected.items()} == {"easy": 24, "hard": 21}
     for number, stage in enumerate(record["stages"]):
-        accuracy, rank, _ = expected[stage["name"]]
-        found = stage["statistics"]["start_accuracy"], stage["statistics"]["start_rank"]
-        assert found == pytest.approx((accuracy, rank))
+        names = ("start_accuracy", "start_rank", "start_accuracy_beam", "start_accuracy_filler")
+        found = [stage["statistics"][name] for name in names]
+        assert found == pytest.approx(expected[stage["name"]][:4])
         on_disk = tmp_path / "run" / f"{number}-{stage['name']}" / "rows" / "statistics.json"
         assert json.loads(on_disk.read_text()) == stage["statistics"]
 

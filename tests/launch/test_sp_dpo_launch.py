@@ -84,7 +84,6 @@ def test_two_processes_make_the_rows_of_one(two, smoke_run, tmp_path, run_stage)
     rows = [load_from_disk(run / "0-easy" / "rows" / "dataset").to_list() for run in (one, two)]
     assert rows[0] == rows[1] and len(rows[0]) > 40
     statistics = [record(run)["stages"][0]["statistics"] for run in (one, two)]
-    assert [each.pop("start_accuracy") for each in statistics] == pytest.approx([0.32, 0.32], abs=0.02)
     assert statistics[0] == statistics[1]
     assert record(two)["initial"] == record(one)["initial"]
 
