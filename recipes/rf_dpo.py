@@ -13,6 +13,7 @@ from align3gr.dpo import (
     policy_validation,
     read_stages,
     run_curriculum,
+    undivided,
 )
 from align3gr.pipeline import stage, stage_folder, start_model
 from align3gr.processes import launched
@@ -34,7 +35,8 @@ def main() -> None:
         if work is None:
             return
         split = Split.load(data)
-        recommender = Recommender.from_pretrained(start, num_beams=arguments.num_beams, is_trainable=True)
+        with undivided():
+            recommender = Recommender.from_pretrained(start, num_beams=arguments.num_beams, is_trainable=True)
         feedback = RealFeedback(recommender, split, scid, arguments, training.num_rejected, work.folder)
         judged = arguments.scale().on_five_points(split)
         run_curriculum(
@@ -58,6 +60,7 @@ def main() -> None:
             keep_policies=True,
             validate_steps=arguments.validate_steps or None,
             stop_tolerance=arguments.stop_tolerance,
+            likelihood=recommender.search.likelihood,
         )
         if launched().is_main_process:
             recommender.save_pretrained(work.folder / "model")

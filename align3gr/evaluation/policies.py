@@ -73,6 +73,7 @@ def judge_policies(
     """
     main = launched().is_main_process
     ranked: dict[tuple[str, bytes], str] = {}
+    unseen: dict[str, tuple[np.ndarray, float]] = {}
     for name, (folder, questions) in policies.items():
         first = ranked.setdefault((weights_hash(folder), questions.user_rows.tobytes()), name)
         if first != name:
@@ -80,6 +81,10 @@ def judge_policies(
                 evaluation.add_same(name, first)
                 if name in latest_first and first in latest_first:
                     evaluation.add_same(f"{LATEST_THEN} {name}", f"{LATEST_THEN} {first}")
+                elif name in latest_first:  # the best stage was judged before as a stage, without this row
+                    masked, seconds = unseen[first]
+                    fused = latest_then(questions.histories, masked, NUM_LATEST)
+                    evaluation.add(f"{LATEST_THEN} {name}", questions, fused, masked, seconds=seconds)
             continue
         begun = time.perf_counter()
         model = open_model(folder)
@@ -90,6 +95,7 @@ def judge_policies(
         )
         if main:
             evaluation.add(name, questions, *lists, seconds=time.perf_counter() - begun)
+            unseen[name] = lists[1], time.perf_counter() - begun
             if name in latest_first:
                 fused = latest_then(questions.histories, lists[1], NUM_LATEST)
                 seconds = time.perf_counter() - begun
