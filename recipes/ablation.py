@@ -1,4 +1,4 @@
-"""A table of fine-tuning runs that differ in stated options: Table 4 of the paper, a sweep of learning rates."""
+"""A table of trainings that differ in stated options: Tables 4 and 5 of the paper, a sweep of learning rates."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
-"""Tables of fine-tuning runs that differ in stated options: one cell a row and seed, kept as it is finished.
+"""Tables of trainings that differ in stated options: one cell a row and seed, kept as it is finished.
 
 Every cell trains and is judged in a folder of its own, below the run whose data and codes it shares. A cell that is
 there already with the same options, files and seed is not run again, so a table can grow over several days; a killed
-cell goes on from its last checkpoint. The table says which cells are missing.
+cell goes on from its last checkpoint. The table says which cells are missing. A row of preference training starts from
+the model that the cell of another row ended with.
 """
 
 from typing import TYPE_CHECKING

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from align3gr.errors import InputError
 from align3gr.pipeline import content_hash, stage_folder
@@ -14,6 +16,10 @@ from align3gr.pipeline import content_hash, stage_folder
 CELL_FILE = "cell.json"
 CONTROLS = ("shuffled user SCIDs", "shuffled profiles")
 SPLITS = ("validation", "test")
+# What a row can train, in the order in which one can start from the other.
+ROW_STAGES = ("sft", "sp_dpo", "rf_dpo")
+# Options of a row that are the table's own; all others are those of the row's stage.
+ROW_OPTIONS = ("stage", "after", "against", "control")
 
 
 @dataclass
@@ -22,12 +28,19 @@ class AblationArguments:
 
     run_dir: str = field(metadata={"help": "Folder of a run with the stages prepare to scid."})
     name: str = field(metadata={"help": "Name of the table; it appears in this folder below run_dir."})
-    base: str = field(metadata={"help": "YAML of options that all rows share, such as recipes/yelp/sft.yaml."})
+    base: dict[str, str] | str | None = field(
+        metadata={
+            "help": "YAML of options that all sft rows share, such as recipes/yelp/sft.yaml; in a file also one for "
+            f"each stage: {', '.join(ROW_STAGES)}."
+        }
+    )
     rows: dict = field(
         default_factory=dict,
         metadata={
             "help": "For each row the options that differ; `against`: the row to compare with, if not the one above; "
-            f"`control`: what to exchange between users, so that a gain must vanish: {', '.join(CONTROLS)}."
+            f"`control`: what to exchange between users, so that a gain must vanish: {', '.join(CONTROLS)}; `stage`: "
+            f"{' (default), '.join(ROW_STAGES[:2])} or {ROW_STAGES[2]}; `after`: the row above whose model a "
+            "preference row starts from."
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each row."})
@@ -35,7 +48,9 @@ class AblationArguments:
     num_beams: int = field(default=20, metadata={"help": "Beam of the search."})
     users: int = field(default=0, metadata={"help": "Fixed sample of users to judge on; 0 takes all."})
     only: list[str] = field(default_factory=list, metadata={"help": "Rows to run now; all of them if left out."})
-    keep_models: bool = field(default=False, metadata={"help": "Keep each cell's model; they are removed otherwise."})
+    keep_models: bool = field(
+        default=False, metadata={"help": "Keep each cell's model; removed otherwise once no later cell needs it."}
+    )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Launch each training through accelerate with this configuration."}
     )
@@ -45,6 +60,25 @@ class AblationArguments:
         names = list(self.rows)
         above = names[names.index(row) - 1] if row != names[0] else None
         return self.rows[row].get("against", above)
+
+    def stage(self, row: str) -> str:
+        """What a row trains, one of `ROW_STAGES`."""
+        return self.rows[row].get("stage", ROW_STAGES[0])
+
+    def base_of(self, stage: str) -> str:
+        """The YAML of options that all rows of a stage share.
+
+        Raises:
+            InputError: `base` names none.
+        """
+        bases = self.base if isinstance(self.base, dict) else {ROW_STAGES[0]: self.base}
+        path = bases.get(stage)
+        if not isinstance(path, str):
+            raise InputError(
+                f"base: names no file for {stage} rows; give one for each stage, as in "
+                "'base: {sft: recipes/yelp/sft.yaml, sp_dpo: recipes/yelp/sp_dpo.yaml}'"
+            )
+        return path
 
     def __post_init__(self) -> None:
         if not self.rows or not all(isinstance(options, dict) for options in self.rows.values()):
@@ -56,9 +90,10 @@ class AblationArguments:
         unknown = [name for name in self.only if name not in self.rows]
         if unknown:
             raise InputError(f"only: {unknown[0]!r} is no row; choose from {', '.join(self.rows)}")
-        for name, options in self.rows.items():
+        for place, (name, options) in enumerate(self.rows.items()):
             if options.get("control", CONTROLS[0]) not in CONTROLS:
                 raise InputError(f"rows: {name}: control {options['control']!r}, expected {' or '.join(CONTROLS)}")
+            _check_stage(self, name, known[:place])
         if len({_slug(name) for name in self.rows}) != len(self.rows) or not _slug(self.name):
             raise InputError("rows: two names give the same folder; change one")
 
@@ -72,12 +107,16 @@ class Cell:
         seed: of the training.
         folder: where it stands.
         key: hash of everything that its result depends on.
+        stage: what it trains, one of `ROW_STAGES`.
+        after: the cell whose model it starts from; None where it starts from a base model.
     """
 
     row: str
     seed: int
     folder: Path
     key: str
+    stage: str = ROW_STAGES[0]
+    after: "Cell | None" = None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -88,25 +127,73 @@ class Cell:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result if result["key"] == self.key else None
 
+    @property
+    def trained(self) -> Path:
+        """Folder of the stage that it trains."""
+        return stage_folder(self.folder, self.stage)
+
+    @property
+    def ancestors(self) -> list["Cell"]:
+        """The cells that it comes after, the nearest first."""
+        return [] if self.after is None else [self.after, *self.after.ancestors]
+
 
 def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
     """All cells of a table, seed by seed, so that an interrupted table has whole columns."""
     run_dir = Path(arguments.run_dir)
+    files = {stage: _file_hashes(arguments, stage) for stage in {arguments.stage(row) for row in arguments.rows}}
+    judged = [arguments.split, arguments.num_beams, arguments.users]
+    for seed in arguments.seeds:
+        of_seed: dict[str, Cell] = {}
+        for row, options in arguments.rows.items():
+            stage, after = arguments.stage(row), of_seed.get(options.get("after", ""))
+            parts = [files[stage], options, seed, judged]
+            if after is not None:
+                parts += [after.key, _feedback_hash(arguments.base_of(stage), options)]
+            text = json.dumps(parts, sort_keys=True)
+            folder = run_dir / arguments.name / _slug(row) / f"seed-{seed}"
+            of_seed[row] = Cell(row, seed, folder, hashlib.sha256(text.encode()).hexdigest(), stage, after)
+            yield of_seed[row]
+
+
+def _check_stage(arguments: AblationArguments, name: str, above: list[str]) -> None:
+    """Refuses a row that cannot start where it is told to."""
+    options, stage = arguments.rows[name], arguments.stage(name)
+    if stage not in ROW_STAGES:
+        raise InputError(f"rows: {name}: stage {stage!r}, expected {', '.join(ROW_STAGES[:-1])} or {ROW_STAGES[-1]}")
+    arguments.base_of(stage)
+    earlier, after = ROW_STAGES[: ROW_STAGES.index(stage)], options.get("after")
+    if not earlier:
+        if after is not None:
+            raise InputError(f"rows: {name}: after {after!r}, but an sft row starts from its base model; leave it out")
+        return
+    if after not in above or arguments.stage(after) not in earlier:
+        raise InputError(f"rows: {name}: after {after!r}, expected an {' or '.join(earlier)} row above it")
+    for option in ("control", "start_from"):
+        if option in options:
+            raise InputError(f"rows: {name}: {option} follows from the row that it comes after; leave it out")
+
+
+def _file_hashes(arguments: AblationArguments, stage: str) -> list[str]:
+    """Content of all files that the rows of a stage may read."""
+    run_dir, base = Path(arguments.run_dir), Path(arguments.base_of(stage))
     data, scid = stage_folder(run_dir, "prepare"), stage_folder(run_dir, "scid")
     # The files that a training may read, not the manifests beside them, which hold times.
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation", "test")]
-    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json", Path(arguments.base)]
+    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json", base]
     for path in inputs:
         if not path.exists():
-            raise InputError(f"{path}: not found; run the stages up to scid first")
+            advice = "name an existing file as base" if path == base else "run the stages up to scid first"
+            raise InputError(f"{path}: not found; {advice}")
     inputs += [path for path in (data / "reviews.parquet", scid / "model", scid / "encoders") if path.exists()]
-    files = [content_hash(path) for path in inputs]
-    judged = [arguments.split, arguments.num_beams, arguments.users]
-    for seed in arguments.seeds:
-        for row, options in arguments.rows.items():
-            text = json.dumps([files, options, seed, judged], sort_keys=True)
-            folder = run_dir / arguments.name / _slug(row) / f"seed-{seed}"
-            yield Cell(row, seed, folder, hashlib.sha256(text.encode()).hexdigest())
+    return [content_hash(path) for path in inputs]
+
+
+def _feedback_hash(base: str, options: Mapping[str, Any]) -> str | None:
+    """Content of the table of feedback that a preference row learns from, wherever it is named."""
+    shared = yaml.safe_load(Path(base).read_text(encoding="utf-8"))
+    table = options.get("feedback_table", shared.get("feedback_table") if isinstance(shared, dict) else None)
+    return content_hash(Path(table)) if table else None
 
 
 def _slug(name: str) -> str:

@@ -14,74 +14,139 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from align3gr.ablation.cells import CELL_FILE, CONTROLS, AblationArguments, Cell, table_cells
+from align3gr.ablation.cells import (
+    CELL_FILE,
+    CONTROLS,
+    ROW_OPTIONS,
+    ROW_STAGES,
+    AblationArguments,
+    Cell,
+    table_cells,
+)
+from align3gr.ablation.judging import judge
 from align3gr.ablation.table import write_table
-from align3gr.data import Split
-from align3gr.data.schema import ITEM_ID, PROFILE, USER_ID
+from align3gr.data.schema import PROFILE, USER_ID
 from align3gr.errors import InputError
 from align3gr.pipeline import MANIFEST, stage_folder
 from align3gr.scid.code_table import load_codes, save_codes
 
 logger = logging.getLogger(__name__)
 
-KS = (5, 10, 20)
-
 
 def run_table(arguments: AblationArguments) -> list[Cell]:
     """Runs the cells that are missing, and writes the table after each of them."""
     table = list(table_cells(arguments))
     folder = Path(arguments.run_dir) / arguments.name
-    missing = [cell for cell in table if cell.result is None and cell.row in (arguments.only or arguments.rows)]
-    times: list[float] = []
+    missing = _missing(arguments, table)
     for number, cell in enumerate(missing):
-        left = f", about {np.mean(times) * (len(missing) - number) / 60:.0f} minutes left" if times else ""
+        seconds = _seconds_left(missing[number:], table)
+        left = "" if seconds is None else f", about {seconds / 60:.0f} minutes left"
         logger.info("cell %d of %d: %s, seed %d%s", number + 1, len(missing), cell.row, cell.seed, left)
-        started = time.perf_counter()
-        _run_cell(arguments, cell)
-        times.append(time.perf_counter() - started)
+        _run_cell(arguments, cell, table)
         write_table(folder, arguments, table)
     write_table(folder, arguments, table)
     return table
 
 
-def _run_cell(arguments: AblationArguments, cell: Cell) -> None:
-    options = dict(arguments.rows[cell.row])
-    control = options.pop("control", None)
-    options.pop("against", None)
-    _share_inputs(Path(arguments.run_dir), cell, control)
+def _missing(arguments: AblationArguments, table: Sequence[Cell]) -> list[Cell]:
+    """The cells to run: those of the wanted rows without a result, and what they come after if its model is gone."""
+    chosen: set[Cell] = set()
+
+    def need(cell: Cell) -> None:
+        chosen.add(cell)
+        if (before := cell.after) is not None and (before.result is None or not before.trained.is_dir()):
+            if before.result is not None:
+                logger.info("%s, seed %d: trained again, %s needs its model", before.row, before.seed, cell.row)
+            need(before)
+
+    for cell in table:
+        if cell.result is None and cell.row in (arguments.only or arguments.rows):
+            need(cell)
+    return [cell for cell in table if cell in chosen]
+
+
+def _seconds_left(missing: Sequence[Cell], table: Sequence[Cell]) -> float | None:
+    """What the missing cells take if they take as long as those of their row, or else as all finished ones."""
+    seconds: dict[str, list[float]] = {}
+    for cell in table:
+        if (result := cell.result) is not None:
+            seconds.setdefault(cell.row, []).append(result["train_seconds"] + result["judge_seconds"])
+    if not seconds:
+        return None
+    of_all = np.concatenate(list(seconds.values())).mean()
+    return float(sum(np.mean(seconds.get(cell.row, [of_all])) for cell in missing))
+
+
+def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -> None:
+    if cell.result is None:  # what another table of this name left says nothing of the model that is trained now
+        (cell.folder / CELL_FILE).unlink(missing_ok=True)
+    row = arguments.rows[cell.row]
+    options = {name: value for name, value in row.items() if name not in ROW_OPTIONS}
+    _share_inputs(Path(arguments.run_dir), cell, row.get("control"))
+    if cell.stage == "rf_dpo" and cell.after is not None:
+        options["start_from"] = cell.after.stage
     started = time.perf_counter()
-    words = ["--config", arguments.base, "--run_dir", str(cell.folder), "--seed", str(cell.seed), *_words(options)]
+    base = arguments.base_of(cell.stage)
+    words = ["--config", base, "--run_dir", str(cell.folder), "--seed", str(cell.seed), *_words(options)]
     launcher = ["--accelerate_config", arguments.accelerate_config] if arguments.accelerate_config else []
-    command = [sys.executable, "-m", "align3gr.cli", "sft", *launcher, *words]
+    command = [sys.executable, "-m", "align3gr.cli", cell.stage, *launcher, *words]
     if status := subprocess.call(command, env=os.environ):
         raise InputError(
             f"{cell.row}, seed {cell.seed}: the training ended with status {status}; its message is above"
         )
     trained = time.perf_counter() - started
-    metrics = _judge(arguments, cell)
-    result = {"key": cell.key, "row": cell.row, "seed": cell.seed, "options": arguments.rows[cell.row]}
-    result |= {"train_seconds": trained, "judge_seconds": time.perf_counter() - started - trained, "metrics": metrics}
+    found = judge(arguments, cell)
+    result = {"key": cell.key, "row": cell.row, "seed": cell.seed, "options": row}
+    result |= {"train_seconds": trained, "judge_seconds": time.perf_counter() - started - trained} | found
     partial = cell.folder / f"{CELL_FILE}.partial"
     partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if not arguments.keep_models:
-        shutil.rmtree(stage_folder(cell.folder, "sft"))
+        _drop_models(cell, table)
     partial.replace(cell.folder / CELL_FILE)
 
 
+def _drop_models(done: Cell, table: Sequence[Cell]) -> None:
+    """Removes the models of a cell and of those that it comes after, but for what unfinished cells start from."""
+    unfinished = [cell for cell in table if cell != done and cell.result is None]
+    wanted = {before for cell in unfinished for before in cell.ancestors}
+    for cell in (done, *done.ancestors):
+        if cell not in wanted:
+            shutil.rmtree(cell.trained, ignore_errors=True)
+            _unlink_stages(cell)
+
+
 def _share_inputs(run_dir: Path, cell: Cell, control: str | None) -> None:
-    """Links to the run's data and codes; a control has a changed copy of one of them."""
+    """Links to the run's data and codes, or to all that the cell before it has; a control has a changed copy."""
     cell.folder.mkdir(parents=True, exist_ok=True)
+    _unlink_stages(cell)
     for name in ("prepare", "scid"):
-        source, target = stage_folder(run_dir, name), stage_folder(cell.folder, name)
+        source = stage_folder(run_dir if cell.after is None else cell.after.folder, name)
+        target = stage_folder(cell.folder, name)
         if target.is_symlink():
             target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         if control != {"prepare": CONTROLS[1], "scid": CONTROLS[0]}[name]:
-            target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=True)
+            _link(target, source)
             continue
         # Without its manifest the copy is nobody's stage, so nothing is compared with what made the original.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(MANIFEST))
         _permute(target, name, np.random.default_rng(cell.seed))
+    for before in cell.ancestors:
+        target = stage_folder(cell.folder, before.stage)
+        shutil.rmtree(target, ignore_errors=True)
+        if before.trained.is_dir():
+            _link(target, before.trained)
+
+
+def _link(target: Path, source: Path) -> None:
+    target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=True)
+
+
+def _unlink_stages(cell: Cell) -> None:
+    """Removes the links to what was trained in other cells."""
+    for name in ROW_STAGES:
+        if (link := stage_folder(cell.folder, name)).is_symlink():
+            link.unlink()
 
 
 def _permute(folder: Path, name: str, rng: np.random.Generator) -> None:
@@ -96,35 +161,10 @@ def _permute(folder: Path, name: str, rng: np.random.Generator) -> None:
     save_codes(path, USER_ID, ids, codes[rng.permutation(len(codes))])
 
 
-def _judge(arguments: AblationArguments, cell: Cell) -> dict[str, dict[str, float]]:
-    from align3gr.decoding import Recommender
-    from align3gr.evaluation import PER_USER_FILE, FullEvaluation, rank_policy, sample_users
-
-    split = Split.load(stage_folder(cell.folder, "prepare"))
-    scid = stage_folder(cell.folder, "scid")
-    item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
-    user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
-    recommender = Recommender.from_pretrained(
-        stage_folder(cell.folder, "sft") / "model", num_beams=arguments.num_beams
-    )
-    questions = split.histories(arguments.split)  # type: ignore[arg-type]
-    # The same users for every seed, so that rows and seeds can be compared user by user.
-    questions = sample_users(questions, arguments.users, seed=0)
-    ks = tuple(k for k in KS if k <= arguments.num_beams)
-    lists = rank_policy(
-        recommender.search, recommender.prompt_builder, questions, item_codes, user_codes, max(ks), progress=True
-    )
-    evaluation = FullEvaluation(split, item_codes, ks=ks)
-    evaluation.add(cell.row, questions, *lists)
-    evaluation.per_user().write_parquet(cell.folder / PER_USER_FILE)
-    columns = evaluation.results[cell.row]
-    return {name: columns[name] for name in ("seen_allowed", "seen_masked", "discoveries") if name in columns}
-
-
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command line."""
+    """Options as a command line; a stage of a curriculum with options of its own is written as in a file."""
     words: list[str] = []
     for name, value in options.items():
         values: Sequence[Any] = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
+        words += [f"--{name}", *(json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values)]
     return words

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 
 from align3gr.ablation.cells import CELL_FILE, AblationArguments, Cell
+from align3gr.ablation.stages_table import stages_table
 from align3gr.evaluation import PER_USER_FILE, compare, seeds_test
 
-METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 COLUMN = "seen_allowed"
+# Heading -> column of the evaluation and metric.
+METRICS = {name: (COLUMN, name) for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")}
+METRICS |= {
+    "masked recall@10": ("seen_masked", "recall@10"),
+    "discoveries recall@10": ("discoveries", "recall@10"),
+    "repeats recall@10": ("seen_allowed_repeats", "recall@10"),
+    "liked recall@10": ("seen_allowed_liked", "recall@10"),
+    "disliked recall@10": ("seen_allowed_disliked", "recall@10"),
+    "shows a disliked item @10": ("beyond_accuracy", "disliked@10"),
+}
 
 
 def write_table(folder: Path, arguments: AblationArguments, cells: Sequence[Cell]) -> None:
@@ -26,9 +36,11 @@ def write_table(folder: Path, arguments: AblationArguments, cells: Sequence[Cell
     by_name = {row["name"]: row for row in rows}
     for row in rows[1:]:
         _compare(row, by_name[arguments.against(row["name"])])
-    lines = [f"| | {' | '.join(METRICS)} | masked recall@10 | seeds | recall@10 against | minutes a cell |"]
-    lines.append("|---|" + "---:|" * (len(METRICS) + 2) + "---|---:|")
-    lines += [_line(row, len(arguments.seeds)) for row in rows]
+    # Columns that no cell has say nothing of this data: nobody comes back, or nothing is rated.
+    shown = [name for name in METRICS if any(name in row["mean"] for row in rows)] or list(METRICS)[:5]
+    lines = [f"| | {' | '.join(shown)} | seeds | recall@10 against | minutes a cell |"]
+    lines.append("|---|" + "---:|" * (len(shown) + 1) + "---|---:|")
+    lines += [_line(row, shown, len(arguments.seeds)) for row in rows]
     missing = [
         f"{row['name']} ({len(row['seeds'])} of {len(arguments.seeds)} seeds)"
         for row in rows
@@ -41,6 +53,8 @@ def write_table(folder: Path, arguments: AblationArguments, cells: Sequence[Cell
     if arguments.split == "validation" and any(row["seeds"] for row in rows):
         best = max((row for row in rows if row["seeds"]), key=lambda row: row["mean"]["recall@10"])
         text += f"\nBest on validation: {best['name']}.\n"
+    results = {row["name"]: {seed: result for seed, (_, result) in row["cells"].items()} for row in rows}
+    text += stages_table(results, arguments.split)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("table.md", text), ("table.json", json.dumps(_plain(rows), indent=2) + "\n")):
         partial = folder / f"{name}.partial"
@@ -53,10 +67,8 @@ def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
     found = {cell.seed: (cell.folder, result) for cell, result in done if result is not None}
     row: dict[str, Any] = {"name": name, "seeds": sorted(found), "cells": found, "mean": {}, "std": {}}
     if found:
-        values = {metric: _values(row, metric) for metric in METRICS}
-        values["masked recall@10"] = np.array(
-            [found[seed][1]["metrics"]["seen_masked"]["recall@10"] for seed in row["seeds"]]
-        )
+        columns = {name: _column(row, *METRICS[name]) for name in METRICS}
+        values = {name: np.array(column) for name, column in columns.items() if None not in column}
         row["mean"] = {metric: float(value.mean()) for metric, value in values.items()}
         row["std"] = {metric: float(value.std(ddof=1)) if len(value) > 1 else None for metric, value in values.items()}
         seconds = [result["train_seconds"] + result["judge_seconds"] for _, result in found.values()]
@@ -64,9 +76,14 @@ def _row(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
     return row
 
 
-def _values(row: dict[str, Any], metric: str, seeds: Sequence[int] | None = None) -> np.ndarray:
-    chosen = row["seeds"] if seeds is None else seeds
-    return np.array([row["cells"][seed][1]["metrics"][COLUMN][metric] for seed in chosen])
+def _column(row: dict[str, Any], column: str, metric: str) -> list[float | None]:
+    """One value a seed, None where it was not measured: no user is of that kind, or the cell is older."""
+    found = [row["cells"][seed][1]["metrics"].get(column, {}) for seed in row["seeds"]]
+    return [values.get(metric) if values.get("users", 1) else None for values in found]
+
+
+def _recall(row: dict[str, Any], seeds: Sequence[int]) -> np.ndarray:
+    return np.array([row["cells"][seed][1]["metrics"][COLUMN]["recall@10"] for seed in seeds])
 
 
 def _compare(row: dict[str, Any], before: dict[str, Any]) -> None:
@@ -74,7 +91,7 @@ def _compare(row: dict[str, Any], before: dict[str, Any]) -> None:
     seeds = [seed for seed in row["seeds"] if seed in before["seeds"]]
     if not seeds:
         return
-    test = seeds_test(_values(row, "recall@10", seeds), _values(before, "recall@10", seeds))
+    test = seeds_test(_recall(row, seeds), _recall(before, seeds))
     p_users = [
         compare(
             row["cells"][seed][0] / PER_USER_FILE,
@@ -90,9 +107,9 @@ def _compare(row: dict[str, Any], before: dict[str, Any]) -> None:
         row["difference"]["p_seeds"] = test.t_p_value
 
 
-def _line(row: dict[str, Any], seeds: int) -> str:
+def _line(row: dict[str, Any], shown: Sequence[str], seeds: int) -> str:
     cells = []
-    for metric in (*METRICS, "masked recall@10"):
+    for metric in shown:
         if metric not in row["mean"]:
             cells.append("-")
             continue
