@@ -59,6 +59,7 @@ def main() -> None:
             keep_policies=True,
             validate_steps=arguments.validate_steps or None,
             stop_tolerance=arguments.stop_tolerance,
+            likelihood=recommender.search.likelihood,
         )
         if launched().is_main_process:
             recommender.save_pretrained(work.folder / "model")

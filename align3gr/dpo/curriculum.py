@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_file, whole_folder
 from align3gr.dpo.curriculum_stage import CurriculumStage
 from align3gr.dpo.preference_rows import REFERENCE_COLUMNS
@@ -105,6 +106,7 @@ def run_curriculum(
     keep_policies: bool = False,
     validate_steps: int | None = None,
     stop_tolerance: float = 0.0,
+    likelihood: CatalogueLikelihood | None = None,
 ) -> dict[str, Any]:
     """Train through the stages and leave the best policy in `model` and in `<output_dir>/best`.
 
@@ -126,6 +128,7 @@ def run_curriculum(
         keep_policies: Keep what each stage ended with, rolled back or not, in `<n>-<name>/policy`.
         validate_steps: Evaluate also inside a stage, each time after so many steps.
         stop_tolerance: A stage is stopped as soon as such an evaluation is further below its start.
+        likelihood: Of a model that is normalised over its catalogue (`search.likelihood`).
 
     Returns:
         The contents of `curriculum.json`.
@@ -161,7 +164,7 @@ def run_curriculum(
             if validate_steps:
                 start = run.record["best_value"]  # of the policy that the stage starts from
                 watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
-            log = _train(run, stage, folder, seed, rows, watched)
+            log = _train(run, stage, folder, seed, rows, watched, likelihood)
             losses = [line["loss"] for line in log if "loss" in line]
             entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
             entry["statistics"] = _read_statistics(folder / "rows")  # now with what the reference says
@@ -233,6 +236,7 @@ def _train(
     seed: int,
     rows: Dataset,
     callbacks: Sequence[TrainerCallback],
+    likelihood: CatalogueLikelihood | None,
 ) -> list[dict[str, Any]]:
     """Train one stage, from its last checkpoint if there is one; gives the trainer's log."""
     checkpoint, state = last_checkpoint(folder / "trainer")
@@ -248,7 +252,12 @@ def _train(
     watch = ProgressiveCurriculum(stage.name, tolerance=2e-2 if args.bf16 or args.fp16 else 1e-3)
     with divided(run.model, run.divided_by) as policy:
         trainer = SoftmaxDPOTrainer(
-            policy, args=args, train_dataset=rows, processing_class=run.tokenizer, callbacks=[watch, *callbacks]
+            policy,
+            args=args,
+            train_dataset=rows,
+            processing_class=run.tokenizer,
+            callbacks=[watch, *callbacks],
+            likelihood=likelihood,
         )
         if run.process.is_main_process:
             _record_start(folder / "rows", trainer.train_dataset)
