@@ -13,11 +13,11 @@ from align3gr.dpo import (
     policy_validation,
     read_stages,
     run_curriculum,
-    undivided,
 )
 from align3gr.pipeline import stage, stage_folder, start_model
 from align3gr.processes import launched
 from align3gr.recipe import parse, run_recipe, training_settings
+from align3gr.undivided import undivided
 
 
 def main() -> None:

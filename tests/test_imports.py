@@ -12,6 +12,7 @@ ORDER = [
     "lazy",
     "processes",
     "tree_attention",
+    "undivided",
     "data",
     "encoders",
     "scid",

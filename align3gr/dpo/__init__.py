@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from align3gr.dpo.shared_prefix import naive_logps, sequence_batch, shared_prefix_logps, tree_batch
     from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
     from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
-    from align3gr.dpo.undivided_policy import undivided
 
 __getattr__, __all__ = attach(
     __name__,
@@ -44,6 +43,5 @@ __getattr__, __all__ = attach(
         "softmax_dpo_config": ("SoftmaxDPOConfig",),
         # Not `softmax_dpo_loss`: a function of the same name as its module would hide or be hidden by it.
         "softmax_dpo_trainer": ("SoftmaxDPOTrainer",),
-        "undivided_policy": ("undivided",),
     },
 )

@@ -39,8 +39,9 @@ from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
 from align3gr.dpo.stage_validation import StageValidation, stopped_at, validations
-from align3gr.dpo.undivided_policy import divided, is_zero3, take_over, undivided
+from align3gr.dpo.undivided_policy import divided, is_zero3, take_over
 from align3gr.errors import InputError
+from align3gr.undivided import undivided
 
 logger = logging.getLogger(__name__)
 

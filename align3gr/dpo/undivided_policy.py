@@ -15,22 +15,6 @@ from transformers.integrations import deepspeed
 
 from align3gr.checkpoints import gathered_weights
 
-# Relied on beyond the documented interface of transformers; named by a test.
-ZERO3_MARK = "_hf_deepspeed_config_weak_ref"
-
-
-@contextmanager
-def undivided() -> Iterator[Any]:
-    """No model is divided inside, whatever a launch says; gives the DeepSpeed configuration that is put aside."""
-    mark: Any = getattr(deepspeed, ZERO3_MARK)
-    configuration = mark() if mark is not None else None
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield configuration
-    finally:
-        if configuration is not None:
-            deepspeed.set_hf_deepspeed_config(configuration)
-
 
 @contextmanager
 def divided(policy: Any, configuration: Any) -> Iterator[Any]:

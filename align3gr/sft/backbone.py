@@ -24,8 +24,9 @@ from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
 from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.sft.lora import LoRAArguments, add_lora
-from align3gr.sft.pretrained import load_backbone, undivided
+from align3gr.sft.pretrained import load_backbone
 from align3gr.sft.sft_arguments import SFTArguments
+from align3gr.undivided import undivided
 
 
 @dataclass

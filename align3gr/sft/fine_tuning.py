@@ -18,12 +18,12 @@ from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.scid.assigner import SCIDAssigner
-from align3gr.sft.pretrained import undivided
 from align3gr.sft.row_checks import check_rows
 from align3gr.sft.sft_arguments import SFTArguments
 from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
 from align3gr.sft.tree_collator import TreeCollator
 from align3gr.sft.user_codes import UserCodes, user_codes_without_future
+from align3gr.undivided import undivided
 
 DEFAULT_METRIC = "recall@10"
 

@@ -1,23 +1,19 @@
 """Pretrained language models with a vocabulary that knows SCIDs."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.integrations import deepspeed
 
 from align3gr.errors import InputError
 from align3gr.scid.embedding_init import CodeVectors, resize_scid_embeddings
 from align3gr.scid.tokenization_scid import SCIDTokenizer
+from align3gr.undivided import undivided
 
 logger = logging.getLogger(__name__)
-
-# Relied on beyond the documented interface of transformers; named by a test.
-ZERO3_MARK = "_hf_deepspeed_config_weak_ref"
 
 
 def load_backbone(
@@ -77,19 +73,3 @@ def _follow_special_tokens(model: PreTrainedModel, tokenizer: SCIDTokenizer) -> 
     for config in (model.config, model.generation_config):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
-
-
-@contextmanager
-def undivided() -> Iterator[None]:
-    """Loads models undivided: transformers cuts them up on loading as soon as a ZeRO-3 configuration is known.
-
-    New rows are computed from the whole matrix, and PEFT copies rows of it.
-    """
-    mark: Any = getattr(deepspeed, ZERO3_MARK)
-    configuration = mark() if mark is not None else None
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if configuration is not None:
-            deepspeed.set_hf_deepspeed_config(configuration)

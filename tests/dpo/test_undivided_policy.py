@@ -4,7 +4,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers.integrations import deepspeed
 
-from align3gr.dpo.undivided_policy import ZERO3_MARK, divided, undivided
+from align3gr.dpo.undivided_policy import divided
+from align3gr.undivided import ZERO3_MARK, undivided
 
 
 class ZeRO:

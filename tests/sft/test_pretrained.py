@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import deepspeed
 
 from align3gr.errors import InputError
-from align3gr.sft import pretrained
 from align3gr.sft.pretrained import load_backbone
+from align3gr.undivided import ZERO3_MARK
 from tests.sft.backbones import FAMILIES, SPARE_ROWS, save_backbone
 
 
@@ -83,7 +83,7 @@ def test_the_whole_model_is_loaded_although_a_zero3_configuration_is_known(tmp_p
     # transformers would cut the model up through this module.
     init = types.SimpleNamespace(Init=lambda **options: pytest.fail("the model was divided on loading"))
     monkeypatch.setitem(sys.modules, "deepspeed", types.SimpleNamespace(zero=init))
-    monkeypatch.setattr(deepspeed, pretrained.ZERO3_MARK, None)
+    monkeypatch.setattr(deepspeed, ZERO3_MARK, None)
     configuration = Configuration()
     deepspeed.set_hf_deepspeed_config(configuration)
     model, tokenizer = load_backbone(folder, [4])
