@@ -125,12 +125,13 @@ def _share_inputs(run_dir: Path, cell: Cell, control: str | None) -> None:
         if target.is_symlink():
             target.unlink()
         shutil.rmtree(target, ignore_errors=True)
-        if control != {"prepare": CONTROLS[1], "scid": CONTROLS[0]}[name]:
+        if control is None:
             _link(target, source)
             continue
-        # Without its manifest the copy is nobody's stage, so nothing is compared with what made the original.
+        # Without manifests the copies are nobody's stages, so neither is compared with what made the other.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(MANIFEST))
-        _permute(target, name, np.random.default_rng(cell.seed))
+        if control == {"prepare": CONTROLS[1], "scid": CONTROLS[0]}[name]:
+            _permute(target, name, np.random.default_rng(cell.seed))
     for before in cell.ancestors:
         target = stage_folder(cell.folder, before.stage)
         shutil.rmtree(target, ignore_errors=True)

@@ -39,6 +39,22 @@ def base(tmp_path):
 
 
 @pytest.mark.long
+def test_exchanged_profiles_are_learnt_as_they_stand(run_dir, base):
+    rows = {
+        "B2": {"tasks": ["sequential", "user_profile"]},
+        "exchanged": {"tasks": ["sequential", "user_profile"], "control": "shuffled profiles"},
+    }
+    table = run_table(arguments_of(run_dir, base, rows=rows, seeds=[0], only=["exchanged"]))
+    assert [cell.row for cell in table if cell.result is not None] == ["exchanged"]
+    own = pl.read_parquet(run_dir / "data" / "users.parquet")
+    other = pl.read_parquet(run_dir / "t" / "exchanged" / "seed-0" / "data" / "users.parquet")
+    assert own["user_id"].equals(other["user_id"]) and not own["profile"].equals(other["profile"])
+    assert sorted(own["profile"].to_list()) == sorted(other["profile"].to_list())
+    codes = [folder / "scid" / "user_codes.parquet" for folder in (run_dir, run_dir / "t" / "exchanged" / "seed-0")]
+    assert pl.read_parquet(codes[0]).equals(pl.read_parquet(codes[1]))
+
+
+@pytest.mark.long
 def test_cells_accumulate_and_are_never_run_twice(run_dir, base, monkeypatch):
     arguments = arguments_of(run_dir, base, seeds=[0], only=["SEQ", "exchanged"])
     run_table(arguments)
