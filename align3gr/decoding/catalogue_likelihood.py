@@ -31,6 +31,7 @@ class CatalogueLikelihood:
         table = torch.as_tensor(level_tokens).to(trie.device)
         self.trie = trie
         self._tokens = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
+        self._first = [_first_of_range(row) for row in self._tokens]
         last = max(int(row.max()) for row in self._tokens)
         self._level_of = torch.full((last + 1,), -1, device=trie.device)
         self._code_of = torch.zeros(last + 1, dtype=torch.long, device=trie.device)
@@ -43,7 +44,7 @@ class CatalogueLikelihood:
         if self._level_of.device == torch.device(device):
             return self
         twin = object.__new__(CatalogueLikelihood)
-        twin.trie = self.trie.to(device)
+        twin.trie, twin._first = self.trie.to(device), self._first
         twin._tokens = [row.to(device) for row in self._tokens]
         twin._level_of, twin._code_of = self._level_of.to(device), self._code_of.to(device)
         return twin
@@ -75,7 +76,7 @@ class CatalogueLikelihood:
             size = len(level_tokens)
             possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=logits.device)
             possible.scatter_(1, child_codes.masked_fill(children < 0, size), True)
-            scores = logits[:, level_tokens][rows[:, level]].float()  # (scids, codes)
+            scores = likelihood._columns(logits, level).index_select(0, rows[:, level]).float()  # (scids, codes)
             scores = scores.masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
             steps.append(scores.gather(1, codes[:, level, None]))
             is_next = (children >= 0) & (child_codes == codes[:, level, None])
@@ -116,6 +117,11 @@ class CatalogueLikelihood:
         count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 
+    def _columns(self, logits: Tensor, level: int) -> Tensor:
+        """The logits of a level's tokens: a view where they are a range, as they are in every tokenizer of ours."""
+        first, tokens = self._first[level], self._tokens[level]
+        return logits[:, first : first + len(tokens)] if first is not None else logits.index_select(1, tokens)
+
     def _codes(self, tokens: Tensor) -> Tensor:
         known = tokens.clamp(0, len(self._level_of) - 1)
         levels = torch.arange(self.trie.levels, device=tokens.device)
@@ -124,3 +130,9 @@ class CatalogueLikelihood:
             found = tokens[int(wrong.any(-1).nonzero()[0])].tolist()
             raise InputError(f"the tokens {found} are no SCID of the catalogue; train on codes of this catalogue")
         return self._code_of[known]
+
+
+def _first_of_range(tokens: Tensor) -> int | None:
+    """The first of consecutive ids; None where they are not."""
+    first = int(tokens[0])
+    return first if torch.equal(tokens.cpu(), torch.arange(first, first + len(tokens))) else None

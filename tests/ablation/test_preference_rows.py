@@ -171,6 +171,31 @@ def test_a_key_holds_all_that_a_cell_depends_on_and_that_of_an_sft_row_is_as_bef
     assert changed() == {"SFT", "SP", "RF"}
 
 
+def test_time_left_goes_by_what_cells_of_the_same_row_took(tmp_path, monkeypatch, caplog):
+    for name in ("items", "users", "train", "validation", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.parquet").touch()
+    for name in ("item_codes.parquet", "user_codes.parquet", "codebooks.json"):
+        (tmp_path / "scid").mkdir(exist_ok=True)
+        (tmp_path / "scid" / name).touch()
+    arguments = arguments_of(tmp_path, seeds=[1, 2])
+    for cell, seconds in zip(table_cells(arguments), (600, 1800), strict=False):
+        cell.trained.mkdir(parents=True)
+        result = {"key": cell.key, "train_seconds": seconds, "judge_seconds": 60}
+        (cell.folder / "cell.json").write_text(json.dumps(result))
+    monkeypatch.setattr("align3gr.ablation.running._run_cell", lambda *_: None)
+    monkeypatch.setattr("align3gr.ablation.running.write_table", lambda *_: None)
+    with caplog.at_level("INFO"):
+        run_table(arguments)
+    # SFT 660 s, SP 1860 s, and for RF, of which no cell is finished, their mean 1260 s.
+    assert [record.getMessage() for record in caplog.records if "cell " in record.getMessage()] == [
+        "cell 1 of 4: RF, seed 1, about 84 minutes left",
+        "cell 2 of 4: SFT, seed 2, about 63 minutes left",
+        "cell 3 of 4: SP, seed 2, about 52 minutes left",
+        "cell 4 of 4: RF, seed 2, about 21 minutes left",
+    ]
+
+
 @pytest.mark.parametrize(
     "row, message",
     [

@@ -144,3 +144,15 @@ def test_generate_gives_the_same_where_it_normalises_after_the_processor(tiny_mo
     found = [TOKENS.tolist().index(row[-3:]) for row in output.sequences.tolist()]
     assert output.sequences_scores.tolist() == pytest.approx([truth[1][item] for item in found], abs=1e-4)
     assert found == sorted(range(len(CODES)), key=lambda item: -truth[1][item])[:5]
+
+
+def test_tokens_may_stand_anywhere_in_the_vocabulary():
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(2, 4, 60, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[-100, *TOKENS[5].tolist()], [-100, *TOKENS[8].tolist()]])
+    expected = CatalogueLikelihood(TRIE, LEVEL_TOKENS).loss(logits, labels)
+    moved = torch.empty_like(logits)
+    moved[..., order] = logits  # token t is now token order[t]
+    labels[:, 1:] = order[labels[:, 1:]]
+    found = CatalogueLikelihood(TRIE, order[LEVEL_TOKENS]).loss(moved, labels)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
