@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from align3gr.dpo.candidates import PART_PROMPTS
 from align3gr.dpo.feedback_settings import FeedbackSettings
-from align3gr.errors import InputError
+from align3gr.dpo.stage_arguments import StageArguments
 
 
 @dataclass(kw_only=True)
-class RealFeedbackArguments(FeedbackSettings):
+class RealFeedbackArguments(StageArguments, FeedbackSettings):
     """Where feedback comes from, what is learnt from it, and how its stages are judged.
 
     Raises:
@@ -27,12 +26,6 @@ class RealFeedbackArguments(FeedbackSettings):
             "can have options of its own, as in 'neutral: {learning_rate: 1.0e-5}'."
         },
     )
-    num_prompts: int = field(default=4000, metadata={"help": "Liked items that each stage learns from."})
-    candidates: int = field(
-        default=100, metadata={"help": "Beam of the policy, in which items with feedback are looked for."}
-    )
-    part_prompts: int = field(default=PART_PROMPTS, metadata={"help": "Prompts after which generation is saved."})
-    min_rows: int = field(default=100, metadata={"help": "A stage with fewer rows is skipped."})
     metric: str = field(
         default="auto",
         metadata={
@@ -40,23 +33,7 @@ class RealFeedbackArguments(FeedbackSettings):
             "another metric, as in seen_allowed_liked/ndcg@10."
         },
     )
-    validation_users: int = field(default=0, metadata={"help": "Fixed sample that judges a stage; 0 takes all users."})
-    validate_steps: int = field(
-        default=0, metadata={"help": "Validate inside a stage, too, each time after so many steps; 0 does not."}
-    )
-    stop_tolerance: float = field(
-        default=0.0, metadata={"help": "With validate_steps: a stage is stopped this far below its start."}
-    )
-    num_beams: int = field(default=20, metadata={"help": "Beam of the validation."})
-    decode_batch_size: int = field(default=64, metadata={"help": "Prompts in one search."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_prompts", "candidates", "part_prompts", "num_beams", "decode_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("validation_users", "validate_steps", "stop_tolerance", "min_rows"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
-        if self.stop_tolerance and not self.validate_steps:
-            raise InputError("stop_tolerance: needs evaluations inside a stage; set validate_steps, or leave it out")
+        FeedbackSettings.__post_init__(self)
+        StageArguments.__post_init__(self)

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from align3gr.dpo.candidates import PART_PROMPTS
 from align3gr.dpo.difficulty import MEASURES
+from align3gr.dpo.stage_arguments import StageArguments
 from align3gr.errors import InputError
 
 GENERATIONS = ("beam", "sampling")
 SOURCES = ("policy", "start")
 
 
-@dataclass
-class SelfPlayArguments:
+@dataclass(kw_only=True)
+class SelfPlayArguments(StageArguments):
     """What a policy plays at, against what, and how its stages are judged.
 
     Raises:
@@ -26,8 +26,6 @@ class SelfPlayArguments:
             "own, as in 'hard: {learning_rate: 5.0e-5}'."
         },
     )
-    num_prompts: int = field(default=4000, metadata={"help": "Train positions that each stage plays at."})
-    candidates: int = field(default=100, metadata={"help": "Items generated at each position."})
     candidates_by: str = field(
         default="beam",
         metadata={
@@ -54,32 +52,14 @@ class SelfPlayArguments:
     exclude_known_positives: bool = field(
         default=True, metadata={"help": "Never reject another train item of the same user."}
     )
-    part_prompts: int = field(default=PART_PROMPTS, metadata={"help": "Prompts after which generation is saved."})
-    min_rows: int = field(default=100, metadata={"help": "A stage with fewer rows is skipped."})
     metric: str = field(
         default="recall@10",
         metadata={"help": "Decides on validation; of another column than seen_allowed as in discoveries/recall@10."},
     )
-    validation_users: int = field(default=0, metadata={"help": "Fixed sample that judges a stage; 0 takes all users."})
-    validate_steps: int = field(
-        default=0, metadata={"help": "Validate inside a stage, too, each time after so many steps; 0 does not."}
-    )
-    stop_tolerance: float = field(
-        default=0.0, metadata={"help": "With validate_steps: a stage is stopped this far below its start."}
-    )
-    num_beams: int = field(default=20, metadata={"help": "Beam of the validation."})
-    decode_batch_size: int = field(default=64, metadata={"help": "Prompts in one search."})
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "candidates", "part_prompts", "num_beams", "decode_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("validation_users", "validate_steps", "stop_tolerance", "min_rows"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        super().__post_init__()
         if self.temperature != 1.0 and self.candidates_by != "sampling":
             raise InputError(
                 "temperature: has no effect on a beam search; set candidates_by: sampling, or leave it out"
             )
-        if self.stop_tolerance and not self.validate_steps:
-            raise InputError("stop_tolerance: needs evaluations inside a stage; set validate_steps, or leave it out")

@@ -29,7 +29,7 @@ def play(smoke_run, tmp_path):
 
     def build(name, **options):
         recommender = Recommender.from_pretrained(smoke_run / "sft" / "model")
-        arguments = SelfPlayArguments(str(smoke_run), candidates=30, **options)
+        arguments = SelfPlayArguments(run_dir=str(smoke_run), candidates=30, **options)
         split = Split.load(smoke_run / "data")
         return SelfPlay(recommender, split, smoke_run / "scid", arguments, 5, tmp_path / name, progress=False)
 
@@ -143,4 +143,4 @@ def test_recipe_with_options_of_its_stages(smoke_run, run_stage, tmp_path):
 )
 def test_options_without_effect_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        SelfPlayArguments("run", **options)
+        SelfPlayArguments(run_dir="run", **options)
