@@ -1,6 +1,7 @@
 """The command line, as a person meets it: in a process of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,10 +109,16 @@ def test_run_finds_the_recipes_of_the_package_and_stops_at_a_failing_stage(tmp_p
 
 
 def test_results_of_runs_become_one_page(smoke_run, tmp_path):
-    done = align3gr("results", smoke_run, "--output", tmp_path / "results.md")
+    run_dir = tmp_path / "market"
+    for name in ("data", "evaluation"):
+        shutil.copytree(smoke_run / name, run_dir / name)
+    (run_dir / "table4").mkdir()
+    (run_dir / "table4" / "table.md").write_text("| SEQ | 0.1 |\n")
+    done = align3gr("results", run_dir, "--output", tmp_path / "results.md")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "results.md").read_text()
-    assert f"## {smoke_run.name}" in page and "| SFT |" in page and "200 users" in page and "torch" in page
+    assert "## market" in page and "| SFT |" in page and "200 users" in page and "torch" in page
+    assert page.index("### table4") < page.index("| SEQ | 0.1 |")
 
 
 def test_scid_report_prints_and_writes_the_numbers(tmp_path):

@@ -147,6 +147,8 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         )
         sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
         sections.append((folder / "results.md").read_text(encoding="utf-8"))
+        for table in sorted(Path(run).glob("*/table.md")):
+            sections.append(f"### {table.parent.name}\n\n" + table.read_text(encoding="utf-8"))
     try:
         Path(output).write_text("\n".join(sections), encoding="utf-8")
     except OSError as error:
