@@ -22,7 +22,7 @@ tools:
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
   feedback     a served model's log of events as feedback for the next round of rf_dpo
   baselines    popularity, item-kNN, MF, LightGCN, SASRec: tuned on validation, judged like the models
-  ablation     tables of fine-tuning runs that differ in stated options: Table 4, a sweep of learning rates
+  ablation     tables of runs that differ in stated options: Tables 4 and 5, a sweep of learning rates
   audit        is a split clean, and does anything depend on targets that it must not see?
 
 `align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
