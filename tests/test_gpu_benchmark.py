@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu.child import run_part
 from benchmarks.gpu.figures import Figures
-from benchmarks.gpu.precision import _overlap, _score_differences
+from benchmarks.gpu.precision import overlap, score_differences
 from benchmarks.gpu.repack import repack
 from benchmarks.gpu.setting import LLAMA2_7B, Setting, relative_distance
 from benchmarks.gpu.targets import PARTS, Row
@@ -83,9 +83,9 @@ def test_the_shape_is_that_of_llama2_7b():
 
 def test_overlap_and_distances_by_hand():
     ours, theirs = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[4, 9, 1, 8]])
-    assert _overlap(ours, theirs) == 0.5
+    assert overlap(ours, theirs) == 0.5
     scores, others = torch.tensor([[0.0, -1.0, -2.0, -3.0]]), torch.tensor([[-2.5, -3.0, -0.25, -4.0]])
-    assert _score_differences(ours, scores, theirs, others).tolist() == [0.25, 0.5]  # items 1 and 4
+    assert score_differences(ours, scores, theirs, others).tolist() == [0.25, 0.5]  # items 1 and 4
     assert relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 4.0])]) == 0.75
 
 

@@ -20,10 +20,10 @@ ORDER = [
     "evaluation",
     "checkpoints",
 ]
-LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "pipeline", "recipe", "cli"]
+LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
 ALLOWED["baselines"] = {"errors", "lazy", "data", "encoders", "evaluation", "baselines"}

@@ -36,7 +36,9 @@ def _run(arguments: list[str]) -> int:
         return _run_pipeline(parsed)
     if parsed.verb == "audit":
         return _audit(parsed)
-    if parsed.verb == "scid-report":
+    if parsed.verb == "estimate":
+        _estimate(parsed)
+    elif parsed.verb == "scid-report":
         _report_codes(parsed)
     elif parsed.verb == "recommend":
         return _recommend(parsed, arguments[1:])
@@ -188,6 +190,19 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
     if process.is_main_process:
         print(f"{parsed.output}: lists for {users:,} users")
     return 0
+
+
+def _estimate(parsed: argparse.Namespace) -> None:
+    from align3gr.estimate.command import estimate, tables
+
+    figures = estimate(parsed)
+    if parsed.json:
+        print(json.dumps(figures, indent=1))
+        return
+    for title, rows in tables(figures):
+        print(title)
+        for name, value in rows:
+            print(f"  {name:<50}{value:>24}")
 
 
 def _report_codes(parsed: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
 
+from align3gr.estimate.command import add_options
 from align3gr.pipeline import STAGES
 
 _EPILOG = """stages:
@@ -24,6 +25,7 @@ tools:
   baselines    popularity, item-kNN, MF, LightGCN, SASRec: tuned on validation, judged like the models
   ablation     tables of runs that differ in stated options: Tables 4 and 5, a sweep of learning rates
   audit        is a split clean, and does anything depend on targets that it must not see?
+  estimate     parameters, memory and hours of a training, before anything is loaded
 
 `align3gr <stage> --help` lists a stage's options. Data sets with recipes: {recipes}."""
 
@@ -43,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb",
         required=True,
-        metavar="run|results|merge|recommend|scid-report|feedback|baselines|ablation|audit|<stage>",
+        metavar="run|results|merge|recommend|scid-report|feedback|baselines|ablation|audit|estimate|<stage>",
     )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
@@ -82,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     audit.add_argument("--split", default="test", choices=("validation", "test"), help="targets to exchange (test)")
     audit.add_argument("--work", help="folder for the two runs of --command; must not exist")
     audit.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_options(verbs.add_parser("estimate", help="what a training needs: parameters, memory, time"))
     return parser
 
 

@@ -15,7 +15,7 @@ ITEMS, LENGTH = 20_000, 120
 
 def measure(setting: Setting, figures: Figures) -> None:
     """Overlap of the lists, differences of the scores, and in fp32 the agreement with the plain ways."""
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")  # fp32, not TF32
     items, length, batch = (500, 24, 4) if setting.tiny else (ITEMS, LENGTH, 32)
     with figures.attempt("search"):
         _compare_searches(setting, figures, Prompts.random(items, batch, length))
@@ -44,7 +44,7 @@ def _compare_searches(setting: Setting, figures: Figures, prompts: Prompts) -> N
         level_tokens = LEVEL_TOKENS.to(setting.device)
         ours = torch.stack([level_tokens[level][codes[..., level]] for level in range(LEVELS)], dim=-1)
         figures.record(
-            same_as_generate=_overlap(_keys(ours), _keys(tokens)),
+            same_as_generate=overlap(_keys(ours), _keys(tokens)),
             score_difference_generate=float((top.scores[: len(few)] - scores).abs().max()),
         )
     half = setting.llama(torch.bfloat16)
@@ -53,11 +53,11 @@ def _compare_searches(setting: Setting, figures: Figures, prompts: Prompts) -> N
             weight.copy_(exact_weight)
     rounded = ConstrainedBeamSearch(half, trie, LEVEL_TOKENS, num_beams=BEAMS).search(ids).top(BEAMS)
     figures.record(
-        overlap_10=_overlap(top.items[:, :10], rounded.items[:, :10]),
-        overlap_20=_overlap(top.items, rounded.items),
+        overlap_10=overlap(top.items[:, :10], rounded.items[:, :10]),
+        overlap_20=overlap(top.items, rounded.items),
         same_first=float((top.items[:, 0] == rounded.items[:, 0]).float().mean()),
     )
-    differences = _score_differences(top.items, top.scores, rounded.items, rounded.scores)
+    differences = score_differences(top.items, top.scores, rounded.items, rounded.scores)
     figures.record(logp_mean_difference=float(differences.mean()), logp_max_difference=float(differences.max()))
 
 
@@ -67,12 +67,12 @@ def _keys(tokens: Tensor) -> Tensor:
     return (tokens.long() * place).sum(-1)
 
 
-def _overlap(ours: Tensor, theirs: Tensor) -> float:
+def overlap(ours: Tensor, theirs: Tensor) -> float:
     """Share of the items of a list that the other has. Shapes: `(batch, k)` each."""
     return float((ours.unsqueeze(2) == theirs.unsqueeze(1)).any(2).float().mean())
 
 
-def _score_differences(items: Tensor, scores: Tensor, other: Tensor, other_scores: Tensor) -> Tensor:
+def score_differences(items: Tensor, scores: Tensor, other: Tensor, other_scores: Tensor) -> Tensor:
     """Absolute differences of the log-probabilities of the items that both lists have, as one row."""
     both = items.unsqueeze(2) == other.unsqueeze(1)  # (batch, k, k)
     return (scores.unsqueeze(2) - other_scores.unsqueeze(1)).abs()[both]

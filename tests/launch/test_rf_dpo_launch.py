@@ -48,10 +48,9 @@ def test_two_processes_score_reviews_once_and_make_the_rows_of_one(smoke_run, ru
     assert json.loads((two / "rf_dpo" / "manifest.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize(
-    "sign", ["candidates/disliked/000000.npy", "0-disliked/trainer/checkpoint-*", "1-neutral/rows"]
-)
-def test_killed_anywhere_it_ends_with_the_same_policy(sign, smoke_run, run_stage, tmp_path):
+# The curriculum is that of self-play, whose tests kill it everywhere.
+@pytest.mark.parametrize("sign", ["0-disliked/trainer/checkpoint-*"])
+def test_killed_in_a_stage_it_ends_with_the_same_policy(sign, smoke_run, run_stage, tmp_path):
     whole = prepared(smoke_run, tmp_path / "whole")
     run_stage("rf_dpo", whole, start_from="sft", part_prompts=16)
     run_dir = prepared(smoke_run, tmp_path / "run")
