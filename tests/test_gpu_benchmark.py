@@ -13,6 +13,7 @@ from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu.child import run_part
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.precision import overlap, score_differences
+from benchmarks.gpu.preference import Steps, build_rows, with_lora
 from benchmarks.gpu.repack import repack
 from benchmarks.gpu.setting import LLAMA2_7B, Setting, relative_distance
 from benchmarks.gpu.targets import PARTS, Row
@@ -79,6 +80,14 @@ def test_the_shape_is_that_of_llama2_7b():
     published = 6_738_415_616  # with 32,000 words; 768 SCID tokens more in both embeddings
     count = 2 * LLAMA2_7B["vocab_size"] * h + layers * (4 * h * h + 3 * h * inner + 2 * h) + h
     assert count == published + 2 * 768 * h
+
+
+def test_full_sequences_in_uneven_parts_have_the_loss_of_all_at_once():
+    setting = Setting(True, torch.device("cpu"))
+    model = with_lora(setting.llama())
+    rows = build_rows(model.config.vocab_size, 4, 6, 2, hard=False)
+    losses = [float(Steps(model, setting, rows, together).naive()) for together in (1, 3, 4)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 def test_overlap_and_distances_by_hand():

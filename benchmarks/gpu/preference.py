@@ -1,6 +1,8 @@
 """A Softmax-DPO step with LoRA at Llama2-7B's shape: shared prompt, merged tree, full sequences, and an SFT step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from benchmarks.gpu.setting import Run, Setting, relative_distance
 LENGTH, REJECTED, TOKENS, CODES = 120, 20, 4, 256  # a completion has 4 tokens, as in benchmarks/softmax_dpo.py
 PROMPTS = 16
 BETA = 0.1
+Step = Callable[[], Tensor]
 Rows = tuple[list[list[int]], list[list[list[int]]]]
 
 
@@ -33,7 +36,7 @@ def build_rows(vocabulary: int, prompts: int, length: int, rejected: int, hard: 
     return trunks, completions
 
 
-def with_lora(model: torch.nn.Module) -> torch.nn.Module:
+def with_lora(model: Any) -> Any:
     """An adapter of rank 8 on all linear layers, both halves random: with one half zero, a gradient would be zero."""
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
@@ -50,8 +53,8 @@ class Steps:
         together: prompts of full sequences that run at once; their gradients are accumulated.
     """
 
-    def __init__(self, model: torch.nn.Module, setting: Setting, rows: Rows, together: int = 1):
-        self._model, self._device = model, setting.device
+    def __init__(self, model: Any, setting: Setting, rows: Rows, together: int = 1):
+        self._model, self._device, self._together = model, setting.device, together
         self.prompts = len(rows[0])
         parts = [
             (rows[0][start : start + together], rows[1][start : start + together])
@@ -69,7 +72,7 @@ class Steps:
     def _moved(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self._device) for name, value in batch.items()}
 
-    def _step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+    def _step(self, losses: Sequence[Step]) -> Tensor:
         self._model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         for loss in losses:
@@ -86,13 +89,11 @@ class Steps:
 
     def naive(self) -> Tensor:
         """One full sequence a completion, logits at the completions alone."""
-        together = -(-self.prompts // len(self._sequences))
-        return self._step(
-            [
-                lambda batch=batch, index=index: self._loss(naive_logps(self._model, batch), index * together)
-                for index, batch in enumerate(self._sequences)
-            ]
-        )
+
+        def loss_of(part: int) -> Tensor:
+            return self._loss(naive_logps(self._model, self._sequences[part]), part * self._together)
+
+        return self._step([partial(loss_of, part) for part in range(len(self._sequences))])
 
     def shared(self) -> Tensor:
         return self._step([lambda: self._loss(shared_prefix_logps(self._model, self._tree), 0)])
@@ -105,11 +106,11 @@ class Steps:
         return self._step([lambda: -naive_logps(self._model, self._chosen).mean()])
 
 
-def disagreement(model: torch.nn.Module, ours: Run, theirs: Run) -> tuple[float, float]:
+def disagreement(model: Any, ours: Step, theirs: Step) -> tuple[float, float]:
     """Relative distance of the losses, and of all gradients together."""
     losses, gradients = [], []
     for run in (ours, theirs):
-        losses.append(float(run()))  # type: ignore[arg-type]
+        losses.append(float(run()))
         gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
     return abs(losses[0] - losses[1]) / abs(losses[1]), relative_distance(*gradients)
 
@@ -152,7 +153,7 @@ def measure(setting: Setting, figures: Figures) -> None:
         _record_memory(setting, figures, model, easy, build_rows(vocabulary, 1, length, rejected, hard=False))
 
 
-def _record_memory(setting: Setting, figures: Figures, model: torch.nn.Module, easy: Steps, rows: Rows) -> None:
+def _record_memory(setting: Setting, figures: Figures, model: Any, easy: Steps, rows: Rows) -> None:
     """Peaks of one prompt on either side, all that full sequences run at once, and of the whole shared step."""
     one = Steps(model, setting, rows)
     model.zero_grad(set_to_none=True)
