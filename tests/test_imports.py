@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 
 from tests.conftest import ROOT
 
@@ -73,3 +74,9 @@ def test_every_public_name_exists():
     lazy = (align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report, align3gr.baselines)
     for package in (align3gr, *lazy):
         assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
+
+
+def test_the_wheel_holds_every_package():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "align3gr").rglob("__init__.py")}
+    assert found <= set(named)

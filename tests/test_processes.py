@@ -95,7 +95,7 @@ def test_two_processes_recommend_like_one_whatever_the_number_of_rows(smoke_run,
 
 @pytest.mark.long
 def test_two_processes_evaluate_like_one(smoke_run, tmp_path):
-    for name in ("data", "embeddings", "scid", "sft", "sp_dpo"):
+    for name in ("data", "embeddings", "scid", "sft", "sp_dpo", "rf_dpo"):
         shutil.copytree(smoke_run / name, tmp_path / "run" / name)
     command = [
         sys.executable,
