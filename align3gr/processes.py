@@ -6,7 +6,10 @@ depend on the number of processes.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from align3gr.errors import InputError
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+LONGEST_COMPILATION = 600  # seconds; DeepSpeed's parts take one or two minutes at the most
 
 
 def launched() -> "PartialState":
@@ -23,11 +27,18 @@ def launched() -> "PartialState":
 
     Raises:
         InputError: several processes were started that do not know of each other, so that each would do all the work
-            and write the same files. Some settings of accelerate do so without a word.
+            and write the same files; or FSDP is asked for without a GPU, where nothing would be divided. Some settings
+            of accelerate do so without a word. Or DeepSpeed would wait without end for a process that was killed.
     """
     import torch
     from accelerate import PartialState
 
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not torch.cuda.is_available():
+        raise InputError(
+            "accelerate: FSDP needs GPUs, on a CPU it would train as plain DDP; launch with cpu_ddp, zero2 or zero3"
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        _refuse_old_locks()
     # Without a GPU accelerate joins processes only where the CPU is asked for here, whatever its configuration says.
     process = PartialState(cpu=not torch.cuda.is_available())
     started = os.environ.get("WORLD_SIZE", "1")
@@ -37,6 +48,19 @@ def launched() -> "PartialState":
             "with a configuration that joins them, such as accelerate_configs/cpu_ddp.yaml"
         )
     return process
+
+
+def _refuse_old_locks() -> None:
+    """DeepSpeed compiles parts of itself at its first start; whoever finds a lock there waits until it is gone."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).glob("**/lock"):
+        with suppress(FileNotFoundError):
+            if time.time() - lock.stat().st_mtime > LONGEST_COMPILATION:
+                raise InputError(
+                    f"{lock}: left by a process that was killed while it compiled; delete it, or DeepSpeed waits for "
+                    "it without end"
+                )
 
 
 def share(jobs: Sequence[Job]) -> Sequence[Job]:

@@ -48,7 +48,7 @@ class Probe:
     def prompt(self, user: int, history: np.ndarray) -> list[int]:
         return self.prompts.prompt(self.user_codes[user], self.item_codes[history])
 
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float | None]:
         """Probability on the items of the history, and Recall@10 of returns and discoveries."""
         prompts = [self.prompt(*each) for each in zip(self.questions.user_rows, self.histories, strict=True)]
         known = [np.unique(history) for history in self.histories]
@@ -59,15 +59,19 @@ class Probe:
         together, on_latest = probability.sum(1), (probability * (lists.allowed == latest[:, None])).sum(1)
         best = generate_rankings(self.recommender.search, prompts, 16, 10, progress=False).allowed
         hit = (best == np.asarray(self.questions.targets)[:, None]).any(1)
+
+        def over(values: np.ndarray, some: np.ndarray) -> float | None:
+            return float(values[some].mean()) if some.any() else None
+
         return {
             "users": len(prompts),
             "returns": float(self.returns.mean()),
             "probability_on_history": float(together.mean()),
-            "probability_on_history_of_those_who_return": float(together[self.returns].mean()),
+            "probability_on_history_of_those_who_return": over(together, self.returns),
             "probability_on_latest": float(on_latest.mean()),
             "recall@10": float(hit.mean()),
-            "recall@10_of_returns": float(hit[self.returns].mean()),
-            "recall@10_of_discoveries": float(hit[~self.returns].mean()),
+            "recall@10_of_returns": over(hit, self.returns),
+            "recall@10_of_discoveries": over(hit, ~self.returns),
         }
 
     @torch.inference_mode()
@@ -103,7 +107,9 @@ def main() -> None:
     figures: dict = probe.shares()
     table = Table("", "", title="What the model gives to items of the history")
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if name == "users" else f"{value:.4f}")
+        table.add_row(
+            name.replace("_", " "), f"{value:,}" if name == "users" else "-" if value is None else f"{value:.4f}"
+        )
     console = Console()
     console.print(table)
 
@@ -125,7 +131,7 @@ def main() -> None:
     figures["losses"] = {}
     for name, make_prompt in variants.items():
         losses = probe.losses(make_prompt)
-        by_kind = [losses[kind].mean(0).tolist() for kind in (probe.returns, ~probe.returns)]
+        by_kind = [losses[kind].mean(0).tolist() if kind.any() else [] for kind in (probe.returns, ~probe.returns)]
         table.add_row(name, *("  ".join(f"{value:.2f}" for value in values) for values in by_kind))
         figures["losses"][name] = {"returns": by_kind[0], "discoveries": by_kind[1]}
     console.print(table)

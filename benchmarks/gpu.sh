@@ -16,7 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 wheels=("$root"/benchmarks/gpu/wheels/*.whl)
-if [ -e "${wheels[0]}" ] && ! "$python" -c 'import datasets, peft, polars, trl' 2>/dev/null; then
+if [ -e "${wheels[0]}" ] && ! "$python" -c 'import datasets, peft, polars, rich, trl' 2>/dev/null; then
     # Into a folder in front of the path, not a virtual environment: where python3 is in one itself, as on images with
     # PyTorch, one made from it sees the system's packages and not PyTorch. --no-deps leaves torch as it is.
     if "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$scratch/site" \

@@ -48,19 +48,21 @@ def build_model(sizes: dict[str, Any], lora: bool = False) -> Any:
     return model
 
 
-def build_rows(vocabulary: int, hard: bool) -> Rows:
-    """Random prompts with one chosen and 20 rejected completions; hard ones share two or three of four codes."""
+def build_rows(
+    vocabulary: int, hard: bool, prompts: int = PROMPTS, length: int = PROMPT_LENGTH, rejected: int = REJECTED
+) -> Rows:
+    """Random prompts with one chosen completion and the rejected ones; hard ones share two or three of four codes."""
     rng = np.random.default_rng(0)
     first = vocabulary - LEVELS * CODEBOOK
-    prompts = rng.integers(1, vocabulary, (PROMPTS, PROMPT_LENGTH)).tolist()
+    trunks = rng.integers(1, vocabulary, (prompts, length)).tolist()
     completions = []
-    for _ in prompts:
-        codes = rng.integers(0, CODEBOOK, (1 + REJECTED, LEVELS))
+    for _ in trunks:
+        codes = rng.integers(0, CODEBOOK, (1 + rejected, LEVELS))
         if hard:
-            shared = np.arange(LEVELS) < rng.integers(2, LEVELS, 1 + REJECTED)[:, None]
+            shared = np.arange(LEVELS) < rng.integers(2, LEVELS, 1 + rejected)[:, None]
             codes = np.where(shared, codes[0], codes)
         completions.append((codes + first + CODEBOOK * np.arange(LEVELS)).tolist())
-    return prompts, completions
+    return trunks, completions
 
 
 def full_logps(model: Any, input_ids: Tensor) -> Tensor:

@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_anew(tmp_path_factory):
+    """What DeepSpeed compiles goes into a folder of this run: the common one may hold the lock of a killed process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("torch_extensions")))
+        yield
+
+
 def data_folder(name: str) -> Path:
     """A folder of real data, or a skip with the reason."""
     folder = Path(os.environ.get("ALIGN3GR_DATA", ROOT.parent / "shared" / "data")) / name

@@ -13,10 +13,11 @@ from benchmarks.gpu import __main__ as runner
 from benchmarks.gpu.child import run_part
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.precision import overlap, score_differences
-from benchmarks.gpu.preference import Steps, build_rows, with_lora
+from benchmarks.gpu.preference import Steps, with_lora
 from benchmarks.gpu.repack import repack
 from benchmarks.gpu.setting import LLAMA2_7B, Setting, relative_distance
 from benchmarks.gpu.targets import PARTS, Row
+from benchmarks.softmax_dpo import build_rows
 from tests.conftest import ROOT
 
 # What a CPU cannot tell, and what is not worth its time in the tiny form.
@@ -85,7 +86,7 @@ def test_the_shape_is_that_of_llama2_7b():
 def test_full_sequences_in_uneven_parts_have_the_loss_of_all_at_once():
     setting = Setting(True, torch.device("cpu"))
     model = with_lora(setting.llama())
-    rows = build_rows(model.config.vocab_size, 4, 6, 2, hard=False)
+    rows = build_rows(model.config.vocab_size, False, 4, 6, 2)
     losses = [float(Steps(model, setting, rows, together).naive()) for together in (1, 3, 4)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 

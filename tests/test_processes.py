@@ -2,8 +2,8 @@
 
 import os
 import shutil
-import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import polars as pl
@@ -13,16 +13,10 @@ from align3gr import Recommender
 from align3gr.errors import InputError
 from align3gr.pipeline import read_manifest
 from align3gr.processes import in_shares, launched, share
-from tests.conftest import ROOT, SMOKE, without_times
+from tests.conftest import SMOKE, without_times
+from tests.launching import launch_command, run
 
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--config_file",
-    ROOT / "accelerate_configs/cpu_ddp.yaml",
-]
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+ALIGN3GR = [sys.executable, "-m", "align3gr.cli"]
 
 RECOMMEND = """
 import sys
@@ -49,6 +43,27 @@ for rows in map(int, sys.argv[3:]):
     assert shared.allowed.shape == (rows, 4) and (shared.allowed >= 0).all()
     assert all(np.array_equal(one, two) for one, two in zip(alone, shared, strict=True))
 """
+
+
+def test_fsdp_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="FSDP needs GPUs"):
+        launched()
+
+
+def test_the_lock_of_a_killed_compilation_is_named_and_nobody_waits_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert launched().num_processes == 1  # a process may be compiling right now
+    os.utime(lock, (time.time() - 700,) * 2)
+    with pytest.raises(InputError, match=r"deepspeed_shm_comm/lock: left by a process that was killed"):
+        launched()
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    assert launched().num_processes == 1
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 7])
@@ -81,9 +96,9 @@ def test_two_processes_recommend_like_one_whatever_the_number_of_rows(smoke_run,
     for rows in numbers:
         train.head(rows).write_parquet(tmp_path / f"{rows}.in.parquet")
     (tmp_path / "recommend.py").write_text(RECOMMEND)
-    command = [*LAUNCH, tmp_path / "recommend.py", model, tmp_path, *map(str, numbers)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [*launch_command("cpu_ddp"), tmp_path / "recommend.py", model, tmp_path, *numbers]
+    status, printed = run(command, tmp_path / "output.txt")
+    assert status == 0, printed[-3000:]
     recommender = Recommender.from_pretrained(model, device="cpu")
     for rows in numbers:
         one, two = tmp_path / f"{rows}.one.parquet", tmp_path / f"{rows}.two.parquet"
@@ -97,20 +112,11 @@ def test_two_processes_recommend_like_one_whatever_the_number_of_rows(smoke_run,
 def test_two_processes_evaluate_like_one(smoke_run, tmp_path):
     for name in ("data", "embeddings", "scid", "sft", "sp_dpo", "rf_dpo"):
         shutil.copytree(smoke_run / name, tmp_path / "run" / name)
-    command = [
-        sys.executable,
-        "-m",
-        "align3gr.cli",
-        "run",
-        "--config",
-        SMOKE / "pipeline.yaml",
-        "--stages",
-        "evaluate",
-    ]
+    command = [*ALIGN3GR, "run", "--config", SMOKE / "pipeline.yaml", "--stages", "evaluate"]
     command += ["--accelerate_config", "cpu_ddp", "--run_dir", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("evaluation of 200 users") == 1 and "processes: 2" in done.stdout
+    status, printed = run(command, tmp_path / "output.txt")
+    assert status == 0, printed[-3000:]
+    assert printed.count("evaluation of 200 users") == 1 and "processes: 2" in printed
     one, two = smoke_run / "evaluation", tmp_path / "run" / "evaluation"
     assert (read_manifest(one)["processes"], read_manifest(two)["processes"]) == (1, 2)
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
@@ -118,8 +124,8 @@ def test_two_processes_evaluate_like_one(smoke_run, tmp_path):
     assert without_times(two) == without_times(one)
     assert not list((tmp_path / "run").glob("*.partial"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
-    assert done.returncode == 0 and "evaluation of" not in done.stdout, done.stderr[-3000:]
+    status, printed = run(command, tmp_path / "output.txt")
+    assert status == 0 and "evaluation of" not in printed, printed[-3000:]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
@@ -128,13 +134,12 @@ def test_the_command_recommends_in_two_processes_like_in_one(smoke_run, tmp_path
     train = pl.read_parquet(smoke_run / "data" / "train.parquet")
     # 1,600 users are two parts.
     pl.concat([train] * 8).write_parquet(tmp_path / "in.parquet")
-    common = [sys.executable, "-m", "align3gr.cli", "recommend", "--model", smoke_run / "sp_dpo" / "model"]
+    common = [*ALIGN3GR, "recommend", "--model", smoke_run / "sp_dpo" / "model"]
     common += ["--input", tmp_path / "in.parquet", "--device", "cpu", "--k", "5"]
     for name, more in (("one", []), ("two", ["--accelerate_config", "cpu_ddp"])):
-        command = [*common, "--output", tmp_path / name, *more]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_THREAD)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("lists for 1,600 users") == 1
+        status, printed = run([*common, "--output", tmp_path / name, *more], tmp_path / "output.txt")
+        assert status == 0, printed[-3000:]
+        assert printed.count("lists for 1,600 users") == 1
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    done = subprocess.run([*common, "--output", "x", "--accelerate_config", "zero9"], capture_output=True, text=True)
-    assert done.returncode == 2 and "--accelerate_config zero9: no such file; built in are cpu_ddp" in done.stderr
+    status, printed = run([*common, "--output", "x", "--accelerate_config", "zero9"], tmp_path / "output.txt")
+    assert status == 2 and "--accelerate_config zero9: no such file; built in are cpu_ddp" in printed

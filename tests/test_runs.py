@@ -1,17 +1,15 @@
 """Whole runs: killed and resumed, repeated, launched, and as good as they must be."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, SMOKE, without_times
+from tests.launching import kill_when, run, start
 
 pytestmark = pytest.mark.long
 
@@ -22,18 +20,9 @@ def copy_stages(source: Path, run_dir: Path, names: tuple[str, ...]) -> Path:
     return run_dir
 
 
-def kill_when(seen, stage: str, run_dir: Path) -> None:
-    """Starts a stage in a process of its own and kills it as soon as `seen()` is true."""
-    command = [sys.executable, ROOT / "recipes" / f"{stage}.py"]
-    command += ["--config", SMOKE / f"{stage}.yaml", "--run_dir", run_dir]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    until = time.monotonic() + 180
-    while not seen():
-        assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def start_stage(stage: str, run_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "recipes" / f"{stage}.py", "--config", SMOKE / f"{stage}.yaml"]
+    return start([*command, "--run_dir", run_dir], run_dir / "output.txt")
 
 
 def weights(folder: Path) -> bytes:
@@ -43,7 +32,7 @@ def weights(folder: Path) -> bytes:
 def test_fine_tuning_killed_in_the_middle_ends_with_the_same_model(smoke_run, tmp_path, run_stage):
     run_dir = copy_stages(smoke_run, tmp_path / "run", ("data", "embeddings", "scid"))
     trainer = run_dir / "sft.partial" / "trainer"
-    kill_when(lambda: list(trainer.glob("checkpoint-*/trainer_state.json")), "sft", run_dir)
+    kill_when(lambda: list(trainer.glob("checkpoint-*/trainer_state.json")), start_stage("sft", run_dir))
     assert not (run_dir / "sft").exists()
     run_stage("sft", run_dir)
     assert weights(run_dir / "sft" / "model") == weights(smoke_run / "sft" / "model")
@@ -55,7 +44,7 @@ def test_fine_tuning_killed_in_the_middle_ends_with_the_same_model(smoke_run, tm
 )
 def test_preference_training_killed_anywhere_ends_with_the_same_policy(sign, smoke_run, tmp_path, run_stage):
     run_dir = copy_stages(smoke_run, tmp_path / "run", ("data", "embeddings", "scid", "sft"))
-    kill_when(lambda: list((run_dir / "sp_dpo.partial").glob(sign)), "sp_dpo", run_dir)
+    kill_when(lambda: list((run_dir / "sp_dpo.partial").glob(sign)), start_stage("sp_dpo", run_dir))
     run_stage("sp_dpo", run_dir)
     assert weights(run_dir / "sp_dpo" / "model") == weights(smoke_run / "sp_dpo" / "model")
     for stage in ("0-easy", "1-medium", "2-hard"):
@@ -66,19 +55,19 @@ def test_preference_training_killed_anywhere_ends_with_the_same_policy(sign, smo
 
 def test_one_seed_gives_one_table(smoke_run, tmp_path):
     command = [sys.executable, "-m", "align3gr.cli", "run", "--config", "recipes/smoke/pipeline.yaml"]
-    done = subprocess.run([*command, "--run_dir", tmp_path / "run"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, printed = run([*command, "--run_dir", tmp_path / "run"], tmp_path / "output.txt")
+    assert status == 0, printed[-2000:]
     first, second = (without_times(run / "evaluation") for run in (smoke_run, tmp_path / "run"))
     assert first == second
-    assert "| SFT |" in done.stdout
+    assert "| SFT |" in printed
 
 
 def test_a_stage_launched_by_accelerate_in_one_process_is_the_same_stage(smoke_run, tmp_path):
     run_dir = copy_stages(smoke_run, tmp_path / "run", ("data", "embeddings", "scid"))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
     command = [*launch, "recipes/sft.py", "--config", "recipes/smoke/sft.yaml", "--run_dir", run_dir]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, printed = run(command, run_dir / "output.txt")
+    assert status == 0, printed[-2000:]
     assert weights(run_dir / "sft" / "model") == weights(smoke_run / "sft" / "model")
 
 

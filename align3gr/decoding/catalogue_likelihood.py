@@ -7,6 +7,8 @@ every gradient is about the choice between items. The searches read `config.scid
 trained so; in `generate` the same is `SCIDLogitsProcessor` with `renormalize_logits=True`.
 """
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ class CatalogueLikelihood:
     def __init__(self, trie: SCIDTrie, level_tokens: np.ndarray | Tensor) -> None:
         table = torch.as_tensor(level_tokens).to(trie.device)
         self.trie = trie
+        self._copies: dict[torch.device, CatalogueLikelihood] = {}
         self._tokens = [row[:size].long() for row, size in zip(table, trie.codebook_sizes, strict=True)]
         self._first = [_first_of_range(row) for row in self._tokens]
         last = max(int(row.max()) for row in self._tokens)
@@ -40,14 +43,17 @@ class CatalogueLikelihood:
             self._code_of[row] = torch.arange(len(row), device=trie.device)
 
     def to(self, device: torch.device | str) -> "CatalogueLikelihood":
-        """The same on another device; itself where it is there already."""
-        if self._level_of.device == torch.device(device):
+        """The same on another device; copied once, for a training asks in every step."""
+        device = torch.device(device)
+        if self._level_of.device == device:
             return self
-        twin = object.__new__(CatalogueLikelihood)
-        twin.trie, twin._first = self.trie.to(device), self._first
-        twin._tokens = [row.to(device) for row in self._tokens]
-        twin._level_of, twin._code_of = self._level_of.to(device), self._code_of.to(device)
-        return twin
+        if device not in self._copies:
+            twin = copy.copy(self)
+            twin.trie, twin._copies = self.trie.to(device), {}
+            twin._tokens = [row.to(device) for row in self._tokens]
+            twin._level_of, twin._code_of = self._level_of.to(device), self._code_of.to(device)
+            self._copies[device] = twin
+        return self._copies[device]
 
     def log_probs(self, logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities of the tokens of whole SCIDs, each over what the catalogue has behind those before it.
@@ -80,10 +86,10 @@ class CatalogueLikelihood:
             scores = scores.masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
             steps.append(scores.gather(1, codes[:, level, None]))
             is_next = (children >= 0) & (child_codes == codes[:, level, None])
-            node = children.masked_fill(~is_next, -1).amax(dim=-1)
-            if (node < 0).any():
-                wrong = tokens[int((node < 0).nonzero()[0])].tolist()
-                raise InputError(f"the tokens {wrong} are no SCID of the catalogue; train on codes of this catalogue")
+            node = children.masked_fill(~is_next, -1).amax(dim=-1)  # -1 from where on it is no prefix
+        if (node < 0).any():
+            wrong = tokens[int((node < 0).nonzero()[0])].tolist()
+            raise InputError(f"the tokens {wrong} are no SCID of the catalogue; train on codes of this catalogue")
         return torch.cat(steps, dim=1)
 
     def loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -76,30 +76,23 @@ def judge_policies(
     unseen: dict[str, tuple[np.ndarray, float]] = {}
     for name, (folder, questions) in policies.items():
         first = ranked.setdefault((weights_hash(folder), questions.user_rows.tobytes()), name)
-        if first != name:
-            if main:
-                evaluation.add_same(name, first)
-                if name in latest_first and first in latest_first:
-                    evaluation.add_same(f"{LATEST_THEN} {name}", f"{LATEST_THEN} {first}")
-                elif name in latest_first:  # the best stage was judged before as a stage, without this row
-                    masked, seconds = unseen[first]
-                    fused = latest_then(questions.histories, masked, NUM_LATEST)
-                    evaluation.add(f"{LATEST_THEN} {name}", questions, fused, masked, seconds=seconds)
-            continue
-        begun = time.perf_counter()
-        model = open_model(folder)
-        model.to(recommender.model.device)
-        prompts, search = recommender.prompt_builder, recommender.search.with_model(model)
-        lists = rank_policy(
-            search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True
-        )
-        if main:
-            evaluation.add(name, questions, *lists, seconds=time.perf_counter() - begun)
+        if first == name:
+            begun = time.perf_counter()
+            model = open_model(folder)
+            model.to(recommender.model.device)
+            prompts, search = recommender.prompt_builder, recommender.search.with_model(model)
+            lists = rank_policy(
+                search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True
+            )
             unseen[name] = lists[1], time.perf_counter() - begun
-            if name in latest_first:
-                fused = latest_then(questions.histories, lists[1], NUM_LATEST)
-                seconds = time.perf_counter() - begun
-                evaluation.add(f"{LATEST_THEN} {name}", questions, fused, lists[1], seconds=seconds)
+            if main:
+                evaluation.add(name, questions, *lists, seconds=unseen[name][1])
+        elif main:
+            evaluation.add_same(name, first)
+        if main and name in latest_first:
+            masked, seconds = unseen[first]
+            fused = latest_then(questions.histories, masked, NUM_LATEST)
+            evaluation.add(f"{LATEST_THEN} {name}", questions, fused, masked, seconds=seconds)
 
 
 def latest_then(histories: Sequence[np.ndarray], unseen: np.ndarray, num_latest: int) -> np.ndarray:

@@ -11,7 +11,7 @@ limit_mb=60
 
 # Not torch, and nothing that comes with it: the machine has its own, made for its driver. Nor huggingface_hub and
 # tokenizers: an image with transformers has them, and newer ones would ask for further packages.
-packages=(transformers trl peft datasets dill multiprocess polars polars-runtime-32)
+packages=(transformers trl peft datasets dill multiprocess polars polars-runtime-32 rich markdown-it-py mdurl pygments)
 
 rm -rf "$here/wheels" "$here/data"
 mkdir -p "$here/wheels" "$here/data"

@@ -7,8 +7,9 @@ from align3gr.decoding import ConstrainedBeamSearch, SCIDTrie
 from benchmarks.decoding import BEAMS, CODES, LEVEL_TOKENS, LEVELS, Peer
 from benchmarks.decoding import Setting as Prompts
 from benchmarks.gpu.figures import Figures
-from benchmarks.gpu.preference import Steps, build_rows, disagreement, with_lora
+from benchmarks.gpu.preference import Steps, disagreement, with_lora
 from benchmarks.gpu.setting import Setting
+from benchmarks.softmax_dpo import build_rows
 
 ITEMS, LENGTH = 20_000, 120
 
@@ -22,7 +23,7 @@ def measure(setting: Setting, figures: Figures) -> None:
     with figures.attempt("preference"):
         prompts, rejected = (2, 6) if setting.tiny else (2, 20)
         model = with_lora(setting.llama(torch.float32, layers=2 if setting.tiny else 4))
-        rows = build_rows(model.config.vocab_size, prompts, length, rejected, hard=True)
+        rows = build_rows(model.config.vocab_size, True, prompts, length, rejected)
         steps = Steps(model, setting, rows)
         loss, gradient = disagreement(model, steps.shared, steps.naive)
         _, merged = disagreement(model, steps.merged, steps.naive)

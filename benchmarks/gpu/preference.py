@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -13,27 +12,11 @@ from align3gr.dpo import naive_logps, sequence_batch, shared_prefix_logps, tree_
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
 from benchmarks.gpu.figures import Figures
 from benchmarks.gpu.setting import Run, Setting, relative_distance
+from benchmarks.softmax_dpo import LEVELS, PROMPT_LENGTH, REJECTED, Rows, build_rows
 
-LENGTH, REJECTED, TOKENS, CODES = 120, 20, 4, 256  # a completion has 4 tokens, as in benchmarks/softmax_dpo.py
 PROMPTS = 16
 BETA = 0.1
 Step = Callable[[], Tensor]
-Rows = tuple[list[list[int]], list[list[list[int]]]]
-
-
-def build_rows(vocabulary: int, prompts: int, length: int, rejected: int, hard: bool) -> Rows:
-    """Random prompts with one chosen completion and the rejected ones; hard ones share two or three of four codes."""
-    rng = np.random.default_rng(0)
-    first = vocabulary - TOKENS * CODES
-    trunks = rng.integers(1, vocabulary, (prompts, length)).tolist()
-    completions = []
-    for _ in trunks:
-        codes = rng.integers(0, CODES, (1 + rejected, TOKENS))
-        if hard:
-            shared = np.arange(TOKENS) < rng.integers(2, TOKENS, 1 + rejected)[:, None]
-            codes = np.where(shared, codes[0], codes)
-        completions.append((codes + first + CODES * np.arange(TOKENS)).tolist())
-    return trunks, completions
 
 
 def with_lora(model: Any) -> Any:
@@ -117,22 +100,22 @@ def disagreement(model: Any, ours: Step, theirs: Step) -> tuple[float, float]:
 
 def measure(setting: Setting, figures: Figures) -> None:
     """Milliseconds of each step, their ratios, peak memory, agreement of loss and gradients."""
-    prompts, length, rejected = (2, 24, 6) if setting.tiny else (PROMPTS, LENGTH, REJECTED)
+    prompts, length, rejected = (2, 24, 6) if setting.tiny else (PROMPTS, PROMPT_LENGTH, REJECTED)
     model = with_lora(setting.llama())
     vocabulary = model.config.vocab_size
-    easy = Steps(model, setting, build_rows(vocabulary, prompts, length, rejected, hard=False))
-    hard = Steps(model, setting, build_rows(vocabulary, prompts, length, rejected, hard=True))
+    easy = Steps(model, setting, build_rows(vocabulary, False, prompts, length, rejected))
+    hard = Steps(model, setting, build_rows(vocabulary, True, prompts, length, rejected))
     seconds = setting.seconds({"shared": (easy.shared, 3), "sft": (easy.sft, 3)}, rounds=3)
     figures.record(
         shared_ms=1000 * seconds["shared"], sft_ms=1000 * seconds["sft"], vs_sft=seconds["shared"] / seconds["sft"]
     )
     with figures.attempt("naive"):
         seconds = setting.seconds({"shared": (easy.shared, 2), "naive": (easy.naive, 1)}, rounds=3)
-        sequence = length + TOKENS - 1
+        sequence = length + LEVELS - 1
         figures.record(
             naive_ms=1000 * seconds["naive"],
             vs_naive=seconds["naive"] / seconds["shared"],
-            token_limit=(1 + rejected) * sequence / (length + (1 + rejected) * (TOKENS - 1)),
+            token_limit=(1 + rejected) * sequence / (length + (1 + rejected) * (LEVELS - 1)),
         )
     with figures.attempt("agreement"):
         loss, gradient = disagreement(model, easy.shared, easy.naive)
@@ -150,7 +133,7 @@ def measure(setting: Setting, figures: Figures) -> None:
             merged_vs_sft=seconds["merged"] / seconds["sft"],
         )
     with figures.attempt("memory"):
-        _record_memory(setting, figures, model, easy, build_rows(vocabulary, 1, length, rejected, hard=False))
+        _record_memory(setting, figures, model, easy, build_rows(vocabulary, False, 1, length, rejected))
 
 
 def _record_memory(setting: Setting, figures: Figures, model: Any, easy: Steps, rows: Rows) -> None:

@@ -156,3 +156,12 @@ def test_tokens_may_stand_anywhere_in_the_vocabulary():
     labels[:, 1:] = order[labels[:, 1:]]
     found = CatalogueLikelihood(TRIE, order[LEVEL_TOKENS]).loss(moved, labels)
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_another_device_gets_one_copy_however_often_it_asks(monkeypatch):
+    moved = []  # a trie cannot be built where there are no numbers, on the one other device that is always there
+    monkeypatch.setattr(SCIDTrie, "to", lambda trie, device: moved.append(device) or trie)
+    likelihood = CatalogueLikelihood(TRIE, LEVEL_TOKENS)
+    copied = likelihood.to("meta")
+    assert copied is not likelihood and copied is likelihood.to("meta") and likelihood.to("cpu") is likelihood
+    assert moved == [torch.device("meta")]

@@ -1,9 +1,6 @@
 """Training in several processes on the CPU, launched as a person would; the same steps as in one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,26 +8,20 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.conftest import ROOT
+from tests.launching import launch_command, run
 from tests.sft.backbones import save_backbone
 
 pytestmark = pytest.mark.long
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
 # What the processes say they are. accelerate calls DDP on the CPU MULTI_CPU, whatever the file says.
 LAUNCHES = {"cpu_ddp": ("MULTI_CPU", None), "zero2": ("DEEPSPEED", 2), "zero3": ("DEEPSPEED", 3)}
 WAYS = ("full", "trainable_token_indices", "modules_to_save")
 REFUSED = ("zero3", "trainable_token_indices")
 
 
-def train(output: Path, base: Path, way: str, config: str | None = None) -> subprocess.CompletedProcess:
-    launcher = [sys.executable] if config is None else [*LAUNCH, f"{ROOT}/accelerate_configs/{config}.yaml"]
-    return subprocess.run(
-        [*launcher, f"{ROOT}/tests/launch/train.py", str(base), str(output), way],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+def train(output: Path, base: Path, way: str, config: str | None = None) -> tuple[int, str]:
+    command = [*launch_command(config), ROOT / "tests/launch/train.py", base, output, way]
+    return run(command, output / "output.txt")
 
 
 def result(output: Path) -> tuple[dict, dict]:
@@ -49,8 +40,8 @@ def base(tmp_path_factory) -> Path:
 def alone(request, base, tmp_path_factory) -> tuple[str, dict, dict]:
     """The same steps in one process."""
     output = tmp_path_factory.mktemp("one")
-    done = train(output, base, request.param)
-    assert done.returncode == 0, done.stderr[-3000:]
+    status, printed = train(output, base, request.param)
+    assert status == 0, printed[-3000:]
     return request.param, *result(output)
 
 
@@ -59,12 +50,12 @@ def test_a_launch_takes_the_steps_of_one_process(config, alone, base, tmp_path):
     if config.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs deepspeed: pip install -c constraints.txt -e '.[deepspeed]'")
     way, expected_facts, expected = alone
-    done = train(tmp_path, base, way, config)
+    status, printed = train(tmp_path, base, way, config)
     if (config, way) == REFUSED:
-        assert done.returncode != 0
-        assert "new_tokens: trainable_token_indices does not train under ZeRO-3" in done.stderr
+        assert status != 0
+        assert "new_tokens: trainable_token_indices does not train under ZeRO-3" in printed
         return
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert status == 0, printed[-3000:]
     facts, weights = result(tmp_path)
     assert (facts["world_size"], expected_facts["world_size"]) == (2, 1)
     assert (facts["distributed_type"], facts["zero_stage"]) == LAUNCHES[config]

@@ -1,9 +1,8 @@
 """The recipe of Llama2-7B with a tiny Llama in its place, launched as a person would, from codes to lists."""
 
 import json
-import os
 import shutil
-import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,8 @@ from align3gr import Recommender
 from align3gr.data import Split
 from align3gr.pipeline import read_manifest
 from tests.conftest import ROOT
-from tests.launch.test_launch import LAUNCH, LAUNCHES
+from tests.launch.test_launch import LAUNCHES
+from tests.launching import launch_command, run
 from tests.sft.backbones import save_backbone
 
 pytestmark = pytest.mark.long
@@ -33,18 +33,11 @@ SHORT = {
 }
 
 
-def launch(recipe: str, run_dir, launched_by: str | None, **options) -> subprocess.CompletedProcess:
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    launcher = [LAUNCH[0]] if launched_by is None else [*LAUNCH, f"{ROOT}/accelerate_configs/{launched_by}.yaml"]
-    done = subprocess.run(
-        [*launcher, f"{ROOT}/recipes/{recipe}.py", *words, "--run_dir", str(run_dir)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def launch(recipe: str, run_dir: Path, launched_by: str | None, **options) -> None:
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [*launch_command(launched_by), ROOT / "recipes" / f"{recipe}.py", *words, "--run_dir", run_dir]
+    status, printed = run(command, run_dir / f"{recipe}.txt")
+    assert status == 0, printed[-3000:]
 
 
 @pytest.mark.parametrize("config", LAUNCHES)

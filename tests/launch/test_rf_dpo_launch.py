@@ -1,23 +1,18 @@
 """RF-DPO in two processes, launched as a person would: the rows of one process; and killed and taken up again."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
 
 from tests.conftest import ROOT, SMOKE
-from tests.launch.test_launch import LAUNCH
+from tests.launching import kill_when, launch_command, run, start
 
 pytestmark = pytest.mark.long
 
-OPTIONS = ["--config", f"{SMOKE}/rf_dpo.yaml", "--start_from", "sft", "--part_prompts", "16"]
+RECIPE = [ROOT / "recipes/rf_dpo.py", "--config", SMOKE / "rf_dpo.yaml", "--start_from", "sft", "--part_prompts", "16"]
 
 
 def prepared(smoke_run: Path, run_dir: Path) -> Path:
@@ -26,17 +21,12 @@ def prepared(smoke_run: Path, run_dir: Path) -> Path:
     return run_dir
 
 
-def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ALIGN3GR_CACHE": str(cache)}
-
-
 def test_two_processes_score_reviews_once_and_make_the_rows_of_one(smoke_run, run_stage, tmp_path, monkeypatch):
     pytest.importorskip("vaderSentiment")
     two = prepared(smoke_run, tmp_path / "two")
-    command = [*LAUNCH, f"{ROOT}/accelerate_configs/cpu_ddp.yaml", f"{ROOT}/recipes/rf_dpo.py", *OPTIONS]
-    command += ["--run_dir", str(two), "--feedback", "reviews"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [*launch_command("cpu_ddp"), *RECIPE, "--run_dir", two, "--feedback", "reviews"]
+    status, printed = run(command, tmp_path / "output.txt", ALIGN3GR_CACHE=str(tmp_path / "cache"))
+    assert status == 0, printed[-3000:]
     monkeypatch.setenv("ALIGN3GR_CACHE", str(tmp_path / "cache"))
     one = prepared(smoke_run, tmp_path / "one")
     run_stage("rf_dpo", one, start_from="sft", part_prompts=16, feedback="reviews")
@@ -54,17 +44,9 @@ def test_killed_in_a_stage_it_ends_with_the_same_policy(sign, smoke_run, run_sta
     whole = prepared(smoke_run, tmp_path / "whole")
     run_stage("rf_dpo", whole, start_from="sft", part_prompts=16)
     run_dir = prepared(smoke_run, tmp_path / "run")
-    command = [sys.executable, f"{ROOT}/recipes/rf_dpo.py", *OPTIONS, "--run_dir", str(run_dir)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment(tmp_path)
-    )
-    until = time.monotonic() + 240
-    while not list((run_dir / "rf_dpo.partial").glob(sign)):
-        assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [*launch_command(None), *RECIPE, "--run_dir", run_dir]
+    stage = start(command, tmp_path / "output.txt", ALIGN3GR_CACHE=str(tmp_path))
+    kill_when(lambda: list((run_dir / "rf_dpo.partial").glob(sign)), stage)
     run_stage("rf_dpo", run_dir, start_from="sft", part_prompts=16)
     for folder in ("0-disliked/policy", "1-neutral/policy", "model"):
         weights = [(run / "rf_dpo" / folder / "model.safetensors").read_bytes() for run in (whole, run_dir)]

@@ -1,9 +1,6 @@
 """Softmax-DPO in two processes on the CPU, launched as a person would: the steps and weights of one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,21 +8,16 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.conftest import ROOT
-from tests.launch.test_launch import LAUNCH, LAUNCHES
+from tests.launch.test_launch import LAUNCHES
+from tests.launching import launch_command, run
 
 pytestmark = pytest.mark.long
 
 
 def train(output: Path, way: str, config: str | None = None) -> tuple[dict, dict]:
-    launcher = [sys.executable] if config is None else [*LAUNCH, f"{ROOT}/accelerate_configs/{config}.yaml"]
-    done = subprocess.run(
-        [*launcher, f"{ROOT}/tests/launch/train_dpo.py", str(output), way],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [*launch_command(config), ROOT / "tests/launch/train_dpo.py", output, way]
+    status, printed = run(command, output / "output.txt")
+    assert status == 0, printed[-3000:]
     return json.loads((output / "launch.json").read_text()), load_file(output / "weights.safetensors")
 
 

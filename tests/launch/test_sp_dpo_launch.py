@@ -1,21 +1,17 @@
 """Self-play in two processes, launched as a person would: the rows of one process, and a kill anywhere."""
 
 import json
-import os
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from datasets import load_from_disk
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.conftest import ROOT, SMOKE
-from tests.launch.test_launch import LAUNCH
+from tests.launching import kill_when, launch_command, run, start
 
 pytestmark = pytest.mark.long
 
@@ -28,37 +24,15 @@ def prepared(smoke_run: Path, run_dir: Path) -> Path:
     return run_dir
 
 
-def start(run_dir: Path, config: str, *options: str) -> subprocess.Popen:
-    command = [*LAUNCH, f"{ROOT}/accelerate_configs/{config}.yaml", f"{ROOT}/recipes/sp_dpo.py"]
-    command += ["--config", f"{SMOKE}/sp_dpo.yaml", "--run_dir", str(run_dir), "--part_prompts", "16", *options]
-    # Into a file: a pipe that nobody reads would stop the processes.
-    with (run_dir / "output.txt").open("w") as output:
-        return subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )
+def command(run_dir: Path, config: str, *options: str) -> list[object]:
+    recipe = [ROOT / "recipes/sp_dpo.py", "--config", SMOKE / "sp_dpo.yaml", "--part_prompts", "16"]
+    return [*launch_command(config), *recipe, "--run_dir", run_dir, *options]
 
 
-def finish(run_dir: Path, config: str, *options: str) -> Path:
-    assert start(run_dir, config, *options).wait() == 0, (run_dir / "output.txt").read_text()[-3000:]
+def finish(run_dir: Path, config: str) -> Path:
+    status, printed = run(command(run_dir, config), run_dir / "output.txt")
+    assert status == 0, printed[-3000:]
     return run_dir / "sp_dpo"
-
-
-def kill_when(run_dir: Path, sign: str) -> None:
-    launcher = start(run_dir, "cpu_ddp")
-    until = time.monotonic() + 240
-    while not list((run_dir / "sp_dpo.partial").glob(sign)):
-        assert launcher.poll() is None, "the launch ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.005)
-    family = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
-    for process in family:
-        process.kill()
-    launcher.wait()
-    psutil.wait_procs(family)
 
 
 def record(folder: Path) -> dict:
@@ -92,7 +66,8 @@ def test_two_processes_make_the_rows_of_one(two, smoke_run, tmp_path, run_stage)
 @pytest.mark.parametrize("sign", ["candidates/easy/000000.npy", "0-easy/trainer/checkpoint-*/trainer_state.json"])
 def test_killed_in_two_processes_ends_with_the_same_policy(sign, two, smoke_run, tmp_path):
     run_dir = prepared(smoke_run, tmp_path)
-    kill_when(run_dir, sign)
+    launch = start(command(run_dir, "cpu_ddp"), run_dir / "output.txt")
+    kill_when(lambda: list((run_dir / "sp_dpo.partial").glob(sign)), launch)
     again = finish(run_dir, "cpu_ddp")
     assert record(again) == record(two)
     for folder in ("model", *(f"{stage}/policy" for stage in STAGES)):
@@ -130,5 +105,5 @@ def test_deepspeed_trains_the_stages_of_ddp(config, large, tmp_path):
 def test_zero3_validates_between_stages_alone(large, tmp_path):
     pytest.importorskip("deepspeed", reason="needs deepspeed: pip install -c constraints.txt -e '.[deepspeed]'")
     run_dir = prepared(large[0], tmp_path)
-    assert start(run_dir, "zero3", "--validate_steps", "1").wait() != 0
-    assert "error: validate_steps: a policy that ZeRO-3 divides" in (run_dir / "output.txt").read_text()
+    status, printed = run(command(run_dir, "zero3", "--validate_steps", "1"), run_dir / "output.txt")
+    assert status != 0 and "error: validate_steps: a policy that ZeRO-3 divides" in printed
