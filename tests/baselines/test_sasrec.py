@@ -1,12 +1,9 @@
-import itertools
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from align3gr.baselines import SASRec, SASRecModel, VectorBaseline, rank_by_vectors
-from align3gr.baselines.sasrec import batches, cut, sampled_softmax
 from align3gr.errors import InputError
 from tests.baselines.test_vectors import questions
 
@@ -87,57 +84,6 @@ def test_it_learns_who_follows_whom(loss):
 
     model.fit(sequences, 24, hits)
     assert hits() == max(model.curve) >= 0.95
-
-
-def test_sampled_softmax_with_every_item_once_is_the_cross_entropy():
-    torch.manual_seed(0)
-    hidden, catalogue = torch.randn(5, 4), torch.randn(7, 4)
-    targets = torch.tensor([0, 6, 3, 3, 1])
-    expected = F.cross_entropy(hidden @ catalogue.T, targets)
-    drawn = torch.randperm(7)
-    torch.testing.assert_close(sampled_softmax(hidden, targets, catalogue, drawn, torch.full((7,), 1 / 7)), expected)
-
-
-def test_sampled_softmax_estimates_the_sum_over_the_catalogue():
-    torch.manual_seed(0)
-    hidden, catalogue = 0.3 * torch.randn(40, 4), torch.randn(50, 4)
-    targets = torch.randint(50, (40,))
-    full = F.cross_entropy(hidden @ catalogue.T, targets)
-    chance = torch.rand(50) + 0.2
-    chance /= chance.sum()
-    found = []
-    for _ in range(300):
-        drawn = torch.multinomial(chance, 25, replacement=True)
-        found.append(sampled_softmax(hidden, targets, catalogue, drawn, chance[drawn]))
-    assert abs(torch.stack(found).mean() - full) < 0.02
-
-
-def test_loss_bce_by_hand():
-    baseline = SASRec(dim=2, heads=1, loss="bce", max_history=3).fit([np.array([0, 1])], 1 + 1)
-    assert baseline.negatives == 1
-    torch.manual_seed(5)
-    hidden = baseline.model.eval()(torch.tensor([[0]]))[0, 0]
-    torch.manual_seed(5)
-    negative = int(torch.randint(2, (1, 1)))
-    scores = hidden @ baseline.model.catalogue.T
-    expected = -F.logsigmoid(scores[1]) - (F.logsigmoid(-scores[0]) if negative == 0 else 0)
-    torch.manual_seed(5)
-    torch.testing.assert_close(baseline._loss(torch.tensor([[0, 2]]), torch.tensor([[1, 2]])), expected)
-
-
-def test_every_item_but_the_first_is_learnt_once():
-    for length in range(12):
-        sequence = np.arange(100, 100 + length)
-        pairs = [tuple(pair) for piece in cut(sequence, 4) for pair in itertools.pairwise(piece)]
-        assert sorted(pairs) == [(item, item + 1) for item in range(100, 100 + length - 1)]
-
-
-def test_batches_hold_every_row_once_and_little_padding():
-    lengths = np.random.default_rng(1).integers(1, 51, size=1000)
-    made = batches(lengths, 16, np.random.default_rng(0))
-    assert sorted(np.concatenate(made).tolist()) == list(range(1000))
-    padded = sum(len(rows) * lengths[rows].max() for rows in made)
-    assert padded < 1.1 * lengths.sum()
 
 
 @pytest.mark.parametrize(
