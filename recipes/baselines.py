@@ -8,7 +8,15 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from align3gr.baselines import PUBLISHED, Study, StudySettings, over_seeds, results_table, tuning_table
+from align3gr.baselines import (
+    PUBLISHED,
+    Study,
+    StudySettings,
+    over_seeds,
+    results_table,
+    stage_chains,
+    tuning_table,
+)
 from align3gr.data import Split
 from align3gr.evaluation import PER_USER_FILE, beyond_accuracy_table
 from align3gr.pipeline import MANIFEST, content_hash, stage_folder
@@ -25,6 +33,9 @@ class BaselinesArguments:
     published: str = field(
         default="none",
         metadata={"help": "Whose published rows stand beside the others.", "choices": ("none", *PUBLISHED)},
+    )
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "Launch the trainings of generative systems through accelerate with this."}
     )
 
 
@@ -87,7 +98,9 @@ def main() -> None:
     arguments, settings = parse([BaselinesArguments, StudySettings])
     data = expand(arguments.data)
     inputs = {f"{name}.parquet": content_hash(data / f"{name}.parquet") for name in FILES}
-    study = Study(Split.load(data), inputs, settings, Path(arguments.run_dir, "cells"))
+    split, models = Split.load(data), Path(arguments.run_dir, "models")
+    chains = stage_chains(split, data, settings.generative, models, arguments.accelerate_config)
+    study = Study(split, inputs, settings, Path(arguments.run_dir, "cells"), chains)
     # After each fit, so that a killed study has its table too.
     study.run(progress=lambda: write_tables(study, arguments))
     print(write_tables(study, arguments))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
+    from align3gr.baselines.generative import GenerativeSystem, StageChain, stage_chains
+    from align3gr.baselines.generative_systems import GENERATIVE
     from align3gr.baselines.lightgcn import LightGCN
     from align3gr.baselines.matrix_factorization import MatrixFactorization
     from align3gr.baselines.published import PUBLISHED, PublishedRow
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __getattr__, __all__ = attach(
     __name__,
     {
+        "generative": ("GenerativeSystem", "StageChain", "stage_chains"),
+        "generative_systems": ("GENERATIVE",),
         "lightgcn": ("LightGCN",),
         "matrix_factorization": ("MatrixFactorization",),
         "published": ("PUBLISHED", "PublishedRow"),

@@ -1,8 +1,11 @@
 """How comparison systems are tuned and judged."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from align3gr.baselines.systems import SYSTEMS
+from align3gr.baselines.generative_systems import GENERATIVE, check_generative
+from align3gr.baselines.systems import SYSTEMS, System
 from align3gr.errors import InputError
 
 # Tuning judges lists of this length.
@@ -16,7 +19,15 @@ class StudySettings:
     """How systems are tuned and judged, the same for all."""
 
     systems: list[str] = field(
-        default_factory=lambda: list(SYSTEMS), metadata={"help": f"What to compare: {', '.join(SYSTEMS)}."}
+        default_factory=lambda: list(SYSTEMS),
+        metadata={"help": f"What to compare: {', '.join([*SYSTEMS, *GENERATIVE])}; the generative ones if named."},
+    )
+    generative: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "In a file: for each generative system the YAML file of each stage (scid, sft, ...) and, as "
+            "space, the options of stages that tuning may set, the default first."
+        },
     )
     trials: int = field(default=8, metadata={"help": "Settings of each system that are tried on validation."})
     tuning_seconds: float = field(
@@ -35,9 +46,16 @@ class StudySettings:
     )
     max_epochs: int = field(default=100, metadata={"help": "Most epochs of a fit."})
     k: int = field(default=20, metadata={"help": "Length of the lists on test."})
+    num_beams: int = field(default=20, metadata={"help": "Beam of the search of generative systems."})
+    keep_models: bool = field(
+        default=False,
+        metadata={"help": "Keep the models of generative systems; removed otherwise once all are judged."},
+    )
 
     def __post_init__(self) -> None:
-        for name, values, known in (("systems", self.systems, SYSTEMS), ("select_on", self.select_on, COLUMNS)):
+        check_generative(self.systems, self.generative)
+        known_systems = SYSTEMS | GENERATIVE
+        for name, values, known in (("systems", self.systems, known_systems), ("select_on", self.select_on, COLUMNS)):
             if isinstance(values, list) and (not values or set(values) - set(known) or len(set(values)) < len(values)):
                 raise InputError(f"{name}: got {values}, expected one or several of {', '.join(known)}")
         if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
@@ -49,3 +67,12 @@ class StudySettings:
             raise InputError(f"tuning_seconds: got {self.tuning_seconds}, expected more than 0")
         if self.k < TUNED_K:
             raise InputError(f"k: got {self.k}, expected at least {TUNED_K}; the tables show lists of that length")
+        if self.num_beams < self.k:
+            raise InputError(f"num_beams: got {self.num_beams}, expected at least k, {self.k}")
+
+    def system(self, name: str) -> System:
+        """A system with the space that its tuning may try."""
+        if name in SYSTEMS:
+            return SYSTEMS[name]
+        space: Mapping[str, Any] = self.generative[name].get("space", {})
+        return replace(GENERATIVE[name], space=space)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from align3gr.baselines.generative import GenerativeSystem, StageChain, children_seconds
 from align3gr.baselines.settings import TUNED_K, StudySettings
-from align3gr.baselines.systems import SYSTEMS, draw_trials
+from align3gr.baselines.systems import draw_trials
 from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
 from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
@@ -45,13 +46,22 @@ class Study:
         inputs: content hash of each file of the split.
         settings: which systems, and how.
         folder: where cells are kept.
+        chains: the stages of each generative system of the settings.
 
     Attributes:
         computed: cells that this object computed rather than found.
     """
 
-    def __init__(self, split: Split, inputs: Mapping[str, str], settings: StudySettings, folder: Path) -> None:
+    def __init__(
+        self,
+        split: Split,
+        inputs: Mapping[str, str],
+        settings: StudySettings,
+        folder: Path,
+        chains: Mapping[str, StageChain] | None = None,
+    ) -> None:
         self.split, self.inputs, self.settings, self.folder = split, dict(inputs), settings, folder
+        self.chains = dict(chains or {})
         self.computed = 0
 
     def run(self, progress: Callable[[], None] = lambda: None) -> None:
@@ -85,7 +95,7 @@ class Study:
     def trials(self, system: str) -> list[dict[str, Any]]:
         """The finished trials that count: within the number and the seconds of the settings, in order."""
         found: list[dict[str, Any]] = []
-        for setting in draw_trials(SYSTEMS[system].space, self.settings.trials):
+        for setting in draw_trials(self.settings.system(system).space, self.settings.trials):
             if sum(cell["seconds"] for cell in found) >= self.settings.tuning_seconds:
                 break
             cell = self._read(self._key(system, "trial", setting, _TRIAL_SEED))
@@ -97,7 +107,7 @@ class Study:
     def next_trial(self, system: str) -> dict[str, Any] | None:
         """The setting to try next; None where tuning is finished."""
         done = self.trials(system)
-        settings = draw_trials(SYSTEMS[system].space, self.settings.trials)
+        settings = draw_trials(self.settings.system(system).space, self.settings.trials)
         spent = sum(cell["seconds"] for cell in done)
         return None if len(done) == len(settings) or spent >= self.settings.tuning_seconds else settings[len(done)]
 
@@ -107,7 +117,7 @@ class Study:
 
     def seeds(self, system: str) -> list[int]:
         """Seeds of the final runs; one where nothing is random."""
-        return self.settings.seeds if SYSTEMS[system].seeded else [_TRIAL_SEED]
+        return self.settings.seeds if self.settings.system(system).seeded else [_TRIAL_SEED]
 
     def final_run(self, system: str, seed: int) -> dict[str, Any] | None:
         """A finished final run of the chosen setting; None where it is missing or tuning is not finished."""
@@ -127,16 +137,13 @@ class Study:
 
     def missing(self) -> list[str]:
         """What has still to be computed, a line a system."""
-        lines = []
-        for system in self.settings.systems:
-            if self.next_trial(system) is not None:
-                trials = f"{len(self.trials(system))} of at most {self.settings.trials} trials done"
-                lines.append(f"{system}: {trials}, no final run")
-                continue
-            seeds = [str(seed) for seed in self.seeds(system) if self.final_run(system, seed) is None]
-            if seeds:
-                lines.append(f"{system}: final runs of seed {', '.join(seeds)}")
-        return lines
+        return [f"{system}: {line}" for system in self.settings.systems if (line := self._missing_of(system))]
+
+    def _missing_of(self, system: str) -> str:
+        if self.next_trial(system) is not None:
+            return f"{len(self.trials(system))} of at most {self.settings.trials} trials done, no final run"
+        seeds = [str(seed) for seed in self.seeds(system) if self.final_run(system, seed) is None]
+        return f"final runs of seed {', '.join(seeds)}" if seeds else ""
 
     @cached_property
     def _validation(self) -> EvaluationSet:
@@ -144,10 +151,13 @@ class Study:
 
     def _key(self, system: str, kind: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Everything that a cell depends on."""
+        made = self.settings.system(system)
         names = ["select_on", "select_by", "validation_users"]
-        names += ["max_epochs"] if SYSTEMS[system].in_epochs else []
+        names += ["max_epochs"] if made.in_epochs else []
         names += ["k"] if kind == "final" else []
+        names += ["num_beams"] if made.generative else []
         unseen = ("test",) if kind == "trial" else ()
+        inputs = self.inputs | (self.chains[system].inputs if made.generative else {})
         return {
             "version": CELL_VERSION,
             "system": system,
@@ -155,7 +165,7 @@ class Study:
             "setting": dict(setting),
             "seed": seed,
             "protocol": {name: getattr(self.settings, name) for name in names},
-            "inputs": {name: digest for name, digest in self.inputs.items() if Path(name).stem not in unseen},
+            "inputs": {name: digest for name, digest in inputs.items() if Path(name).stem not in unseen},
         }
 
     def _path(self, key: Mapping[str, Any], suffix: str) -> Path:
@@ -177,18 +187,20 @@ class Study:
         system, kind = key["system"], key["kind"]
         logger.info("%s: %s %s, seed %d", system, kind, key["setting"], key["seed"])
         watched = _reset_peak_memory()
-        started = time.process_time()
-        made = SYSTEMS[system]
+        started, before = time.process_time(), children_seconds()
+        made = self.settings.system(system)
         options = {"seed": key["seed"]} if made.seeded else {}
         options |= {"epochs": self.settings.max_epochs} if made.in_epochs else {}
+        options |= {"chain": self.chains[system], "num_beams": self.settings.num_beams} if made.generative else {}
         baseline = made.make(**key["setting"], **options)
         cell = dict(key)
         sequences, num_items = self.split.train_sequences(), len(self.split.items)
-        if isinstance(baseline, VectorBaseline):
+        if isinstance(baseline, VectorBaseline | GenerativeSystem):
             baseline.fit(sequences, num_items, lambda: self._value(self._judge(baseline)))
         else:
             baseline.fit(sequences, num_items)
-        cell["fit_seconds"] = round(time.process_time() - started, 2)
+        stages = baseline.trained.seconds if made.generative else 0
+        cell["fit_seconds"] = round(time.process_time() - started + stages, 2)
         curve = getattr(baseline, "curve", [])
         if curve:
             cell |= {"epochs": len(curve), "best_epoch": int(np.argmax(curve)) + 1, "curve": curve}
@@ -202,12 +214,17 @@ class Study:
             evaluation.add(name, questions, *_lists(baseline, questions, self.settings.k))
             cell["results"] = evaluation.results[name]
             evaluation.per_user().write_parquet(self._path(key, "parquet"))
-        cell["seconds"] = round(time.process_time() - started, 2)
+        cell["seconds"] = round(time.process_time() - started + children_seconds() - before, 2)
         cell["peak_memory_mb"] = _peak_memory_mb(watched)
+        if made.generative:
+            cell["peak_memory_mb"] = max(cell["peak_memory_mb"], baseline.trained.peak_memory_mb)
+            cell |= baseline.chosen()
         path = self._path(key, "json")
         path.with_suffix(".tmp").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".tmp").replace(path)
         self.computed += 1
+        if made.generative and not self.settings.keep_models and not self._missing_of(system):
+            self.chains[system].drop()
 
     def _judge(self, baseline: Any) -> dict[str, dict[str, float]]:
         questions = self._validation
@@ -223,6 +240,8 @@ def _lists(baseline: Any, questions: EvaluationSet, k: int) -> tuple[np.ndarray,
     """Lists of k items with items of the history, and without."""
     if isinstance(baseline, VectorBaseline):
         return rank_by_vectors(baseline, questions, k)
+    if isinstance(baseline, GenerativeSystem):
+        return baseline.lists(questions, k)
     allowed, masked = (baseline.rank(questions.histories, k, exclude_seen=seen) for seen in (False, True))
     return allowed, masked
 

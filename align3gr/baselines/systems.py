@@ -22,12 +22,15 @@ class System:
         space: the values of each setting, the default first.
         seeded: whether anything in it is random; such a system is judged with several seeds.
         in_epochs: whether it trains in epochs, whose number `epochs` limits.
+        generative: whether it is a chain of stages of the pipeline; see [`GenerativeSystem`]. Its files and its space
+            stand in the settings of the study.
     """
 
     make: Callable[..., Any]
     space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeded: bool = False
     in_epochs: bool = False
+    generative: bool = False
 
 
 def history_then_item_knn(num_repeated: int, max_history: int, decay: float) -> HistoryThenItemKNN:
