@@ -23,9 +23,10 @@ from align3gr.scid import (
     PinnedCodes,
     SCIDSettings,
     assign_codes,
+    hashed_user_codes,
     measure_quality,
     read_code_table,
-    resolve_collisions,
+    ready_codes,
     save_codebook_sizes,
     save_codes,
     train_dual_scid,
@@ -39,13 +40,6 @@ KINDS = ("semantic", "collaborative")
 @dataclass
 class SCIDArguments:
     run_dir: str = field(metadata={"help": "Folder of the run; codes and model appear in its folder scid."})
-
-
-def import_codes(settings: SCIDSettings, split: Split) -> tuple[np.ndarray, list[int], dict[str, Any]]:
-    """Ready item codes, the sizes of their levels, and what is reported."""
-    codes = read_code_table(expand(settings.item_codes), ITEM_ID).select(split.items[ITEM_ID])
-    unique, collisions = resolve_collisions(codes, strategy=settings.collisions)
-    return unique, (unique.max(0) + 1).tolist(), {"item_collisions": asdict(collisions)}
 
 
 def train_codes(
@@ -92,14 +86,15 @@ def main() -> None:
     arguments, settings, training = parse([SCIDArguments, SCIDSettings, DualSCIDTrainingConfig])
     data, embeddings = (stage_folder(arguments.run_dir, name) for name in ("prepare", "embed"))
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train")]
-    if settings.item_codes:
-        inputs.append(expand(settings.item_codes))
-    else:
+    imported = expand(settings.item_codes) if settings.item_codes else None
+    if imported is not None:
+        inputs.append(imported)
+    elif not settings.ready:
         inputs += [embeddings / "items.parquet", embeddings / "users.parquet"]
         inputs += [folder for kind in KINDS if (folder := embeddings / f"{kind}_encoder").is_dir()]
     if settings.previous:
         inputs += [expand(settings.previous) / f"{side}_codes.parquet" for side in ("item", "user")]
-    values = asdict(settings) | asdict(training)
+    values = settings.recorded() | asdict(training)
     with stage(arguments.run_dir, "scid", values, inputs, training.seed) as work:
         if work is None:
             return
@@ -107,11 +102,13 @@ def main() -> None:
             logger.warning("without effect on this kind of codes: %s", ", ".join(idle))
         split = Split.load(data)
         user_codes = None
-        if settings.item_codes:
-            item_codes, sizes, report = import_codes(settings, split)
+        if settings.ready:
+            item_codes, sizes, report = ready_codes(settings, split, imported, training.seed)
         else:
             item_codes, user_codes, sizes, report = train_codes(settings, training, split, embeddings, work.folder)
-        users = split.users[USER_ID]
+        users, user_sizes = split.users[USER_ID], settings.user_codebook_sizes
+        if settings.user_buckets:
+            user_codes, user_sizes = hashed_user_codes(split, settings.user_buckets), [settings.user_buckets]
         save_codes(work.folder / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID], item_codes)
         save_codes(
             work.folder / "user_codes.parquet",
@@ -119,8 +116,7 @@ def main() -> None:
             users,
             np.zeros((len(users), 0), dtype=np.int64) if user_codes is None else user_codes,
         )
-        user_sizes = [] if user_codes is None else settings.user_codebook_sizes
-        save_codebook_sizes(work.folder / "codebooks.json", sizes, user_sizes)
+        save_codebook_sizes(work.folder / "codebooks.json", sizes, [] if user_codes is None else user_sizes)
         quality = measure_quality(item_codes, split.train_sequences(), sizes)
         report = {"prefix_lift": quality.prefix_lift, **report}
         (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Behaviour level: a causal LM learns the tasks of multi-task fine-tuning over SCID tokens (TRL's `SFTTrainer`)."""
+"""Behaviour level: a causal LM, or a T5, learns the tasks of multi-task fine-tuning over SCID tokens."""
 
 import shutil
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from align3gr.sft import (
     LoRAArguments,
     SFTArguments,
     SmallLlamaConfig,
+    T5Arguments,
     TaskData,
     TaskTemplates,
     make_backbone,
@@ -30,7 +31,10 @@ from align3gr.sft import (
 
 
 def main() -> None:
-    arguments, backbone, lora, training = parse([SFTArguments, SmallLlamaConfig, LoRAArguments, SFTConfig])
+    arguments, backbone, t5, lora, training = parse(
+        [SFTArguments, SmallLlamaConfig, T5Arguments, LoRAArguments, SFTConfig]
+    )
+    t5.check(arguments, lora, training)
     tasks, templates = parse_tasks(arguments.tasks), TaskTemplates(arguments.templates)
     data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))
     validated = training.eval_strategy != "no"
@@ -39,7 +43,7 @@ def main() -> None:
     inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
     if arguments.user_codes_from != "all" or arguments.embedding_init == "codebook":
         inputs += [scid / "model", scid / "encoders"]
-    settings = asdict(arguments) | asdict(backbone) | asdict(lora) | training_settings(training)
+    settings = asdict(arguments) | asdict(backbone) | t5.recorded() | asdict(lora) | training_settings(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "sft", settings, inputs, training.seed) as work:
         if work is None:
@@ -50,11 +54,10 @@ def main() -> None:
         item_sizes, user_sizes = load_codebook_sizes(scid / "codebooks.json")
         if arguments.user_scid and not user_sizes:
             raise InputError("user_scid: the codes of this run have no user side; set user_scid: false")
-        model, tokenizer = make_backbone(arguments, backbone, lora, split, item_sizes, user_sizes, scid, training)
+        model, tokenizer = make_backbone(arguments, backbone, lora, split, item_sizes, user_sizes, scid, training, t5)
         prompts = PromptBuilder(tokenizer, arguments.max_history, arguments.user_scid, templates.prompt)
-        longest = min(
-            model.config.max_position_embeddings, training.max_length or model.config.max_position_embeddings
-        )
+        positions = getattr(model.config, "max_position_embeddings", backbone.max_positions)  # T5 has no such limit
+        longest = min(positions, training.max_length or positions)
         prompts.check_length(longest)
         user_codes = read_user_codes(arguments, all_user_codes, split, scid)
         rows = training_rows(
@@ -83,7 +86,7 @@ def main() -> None:
             validate = recommending_validation(
                 recommender, split, item_codes, all_user_codes, arguments, training.seed
             )
-        trainer = make_trainer(model, tokenizer, rows, training, arguments, recommender, validate)
+        trainer = make_trainer(model, tokenizer, rows, training, arguments, recommender, validate, t5.loss_temperature)
         log = take_up(trainer)
         weights = gathered_weights(trainer)
         if trainer.is_world_process_zero():

@@ -9,6 +9,8 @@ from align3gr.lazy import attach
 
 if TYPE_CHECKING:
     from align3gr.scid.assigner import ENCODERS, SCIDAssigner
+    from align3gr.scid.categories import category_codes, item_categories
+    from align3gr.scid.clusters import cluster_codes, cooccurrence_graph, spectral_clusters
     from align3gr.scid.code_table import (
         CodeTable,
         codes_column,
@@ -37,12 +39,15 @@ if TYPE_CHECKING:
     from align3gr.scid.quality import CodeQuality, measure_quality
     from align3gr.scid.settings import SCIDSettings
     from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
+    from align3gr.scid.untrained import hashed_user_codes, ready_codes
     from align3gr.scid.vocabulary import SCIDCatalogue, SCIDVocabulary
 
 __getattr__, __all__ = attach(
     __name__,
     {
         "assigner": ("ENCODERS", "SCIDAssigner"),
+        "categories": ("category_codes", "item_categories"),
+        "clusters": ("cluster_codes", "cooccurrence_graph", "spectral_clusters"),
         "code_table": (
             "CodeTable",
             "codes_column",
@@ -71,6 +76,7 @@ __getattr__, __all__ = attach(
         "quality": ("CodeQuality", "measure_quality"),
         "settings": ("SCIDSettings",),
         "tokenization_scid": ("SCIDTokenizer", "train_base_tokenizer"),
+        "untrained": ("hashed_user_codes", "ready_codes"),
         "vocabulary": ("SCIDCatalogue", "SCIDVocabulary"),
     },
 )

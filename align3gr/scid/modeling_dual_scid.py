@@ -53,6 +53,7 @@ class SCEncoder(nn.Module):
     def __init__(self, semantic_dim: int, collaborative_dim: int, config: DualSCIDConfig) -> None:
         super().__init__()
         self.semantic_weight = config.semantic_weight
+        self.takes_collaborative = collaborative_dim > 0
         self.trained = config.sc_encoder == "mlp"
         if self.trained:
             self.projection = nn.Linear(semantic_dim + collaborative_dim, config.sc_dim, bias=False)
@@ -66,14 +67,14 @@ class SCEncoder(nn.Module):
     def features(
         self, semantic: torch.Tensor | None = None, collaborative: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What goes in, and what the decoder reconstructs.
+        """What goes in, and what the decoder reconstructs; collaborative features only where the config has them here.
 
         Shapes: `(batch, semantic_dim)`, `(batch, collaborative_dim)` -> `(batch, semantic_dim + collaborative_dim)`.
         """
         parts = []
         if semantic is not None:
             parts.append(F.normalize(semantic, dim=1) * self.semantic_weight)
-        if collaborative is not None:
+        if collaborative is not None and self.takes_collaborative:
             parts.append(F.normalize(collaborative, dim=1))
         return torch.cat(parts, 1)
 
@@ -91,10 +92,10 @@ class DualSCIDModel(CardMixin, PreTrainedModel):
 
     def __init__(self, config: DualSCIDConfig) -> None:
         super().__init__(config)
-        self.item_encoder = SCEncoder(config.item_semantic_dim, config.item_collaborative_dim, config)
+        self.item_encoder = SCEncoder(*config.encoder_dims("item"), config)
         self.item_rqvae = RQVAEModel(RQVAEConfig(**config.item_rqvae))
         if config.has_users:
-            self.user_encoder = SCEncoder(config.user_semantic_dim, config.user_collaborative_dim, config)
+            self.user_encoder = SCEncoder(*config.encoder_dims("user"), config)
             self.user_rqvae = RQVAEModel(RQVAEConfig(**config.user_rqvae))
         if config.contrastive_weight:
             width = self.item_rqvae.config.codebook_dim

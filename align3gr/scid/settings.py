@@ -6,21 +6,41 @@
 | item side only | `sides: item` |
 | without U2I | `alignment_epochs: 0`, `alpha: 0` |
 | without collaborative features | `collaborative: none` in the embed stage |
-| plain RQ-VAE on texts (TIGER, LC-Rec) | `sides: item`, with `collaborative: none` in the embed stage |
-| LETTER's regularisation | `contrastive_weight: 0.02`, `diversity_weight: 0.0001` |
+| plain RQ-VAE on texts (LC-Rec) | `sides: item`, `collaborative_input: false` |
+| TIGER | the same, with `collisions: extra-level`, `user_buckets: 2000` |
+| LETTER | `sides: item`, `collaborative_input: false`, `contrastive_weight: 0.02`, `diversity_weight: 0.0001` |
+| P5-SemID | `sides: item`, `codes: categories`, `collisions: extra-level` |
+| P5-CID | `sides: item`, `codes: clusters`, `collisions: extra-level` |
 | residual k-means | `sc_encoder: none`, `quantization_epochs: 0` |
 | imported codes | `sides: item`, `item_codes: X.index.json`, `collisions: none` or `extra-level` |
 
 Some options have no effect on some variants; [`SCIDSettings.without_effect`] names those that were set all the same.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from align3gr.errors import InputError
 from align3gr.scid.collisions import STRATEGIES
 from align3gr.scid.configuration_dual_scid import DualSCIDConfig
 from align3gr.scid.configuration_rqvae import RQVAEConfig, propose_codebook_sizes
 from align3gr.scid.dual_scid_trainer import DualSCIDTrainingConfig
+
+# Options that came later: at their defaults they are no part of a manifest, so that finished stages stay finished.
+_LATER = (
+    "collaborative_input",
+    "codes",
+    "category_levels",
+    "clusters",
+    "largest_cluster",
+    "cluster_levels",
+    "user_buckets",
+)
+_OF_CODES = {
+    "trained": set(),
+    "categories": {"category_levels"},
+    "clusters": {"clusters", "largest_cluster", "cluster_levels"},
+}
 
 
 def _option(default, text: str, *choices: str):
@@ -56,19 +76,27 @@ class SCIDSettings:
     sinkhorn_epsilon: float = _option(0.0, "Above 0, training balances the use of codes by Sinkhorn's algorithm.")
     revive_after: int = _option(100, "Steps after which an unused code is put somewhere else; 0 never.")
     collisions: str = _option("assignment", "What makes item codes unique.", *STRATEGIES)
+    collaborative_input: bool = _option(
+        True, "Whether codes are made from collaborative features too; LETTER's regulariser sees them in any case."
+    )
+    codes: str = _option(
+        "trained",
+        "Item codes of a trained model, of the items' categories (P5-SemID) or of co-occurrence clusters (P5-CID).",
+        *("trained", "categories", "clusters"),
+    )
+    category_levels: int = _option(3, "codes categories: categories of an item that count.")
+    clusters: int = _option(20, "codes clusters: parts that a cluster is cut into.")
+    largest_cluster: int = _option(200, "codes clusters: items up to which a cluster stays whole.")
+    cluster_levels: int = _option(3, "codes clusters: cuts at most.")
+    user_buckets: int = _option(
+        0, "With sides item: give each user one of so many codes by a hash of the id (TIGER); 0 gives none."
+    )
     item_codes: str | None = _option(None, "Ready item codes (Parquet or *.index.json) in place of training.")
     previous: str | None = _option(None, "Folder scid of an earlier run whose codes keep their meaning.")
     pin: bool = _option(True, "With previous: items and users that had codes keep them.")
 
     def __post_init__(self) -> None:
-        if self.item_codes and self.sides != "item":
-            raise InputError("item_codes: ready codes have no user side; set sides: item")
-        if self.item_codes and self.collisions not in ("none", "extra-level"):
-            raise InputError(
-                f"collisions: '{self.collisions}' needs a trained model; with item_codes take none or extra-level"
-            )
-        if self.item_codes and self.previous:
-            raise InputError("previous: does not apply to ready item_codes; leave one of them out")
+        self._check_ready()
         if self.previous and self.pin and self.collisions == "extra-level":
             raise InputError("pin: does not go with collisions 'extra-level'; take nearest-free, or pin: false")
         if self.auto_codebook_sizes and self.item_codebook_sizes != [256, 256, 256]:
@@ -76,12 +104,42 @@ class SCIDSettings:
         if self.sc_encoder == "none" and (self.hidden_dims or self.contrastive_weight):
             raise InputError("sc_encoder: 'none' quantises the features themselves; leave hidden_dims and weights out")
 
+    def _check_ready(self) -> None:
+        if self.item_codes and self.codes != "trained":
+            raise InputError(f"item_codes: does not go with codes '{self.codes}'; leave one of them out")
+        name = "item_codes" if self.item_codes else f"codes {self.codes}"
+        if self.ready and self.sides != "item":
+            raise InputError(f"{name}: ready codes have no user side; set sides: item")
+        if self.ready and self.collisions not in ("none", "extra-level"):
+            raise InputError(
+                f"collisions: '{self.collisions}' needs a trained model; with {name} take none or extra-level"
+            )
+        if self.ready and self.previous:
+            raise InputError(f"previous: does not apply to ready {name}; leave one of them out")
+        if self.user_buckets < 0 or (self.user_buckets and self.sides != "item"):
+            raise InputError(
+                f"user_buckets: got {self.user_buckets} with sides '{self.sides}', expected 0 or more, and sides: item"
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether item codes come without training."""
+        return bool(self.item_codes) or self.codes != "trained"
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest holds of these options."""
+        default = asdict(type(self)())
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value != default[name]}
+
     def without_effect(self, training: DualSCIDTrainingConfig) -> list[str]:
         """Options that were set to another value than the default although this variant does not look at them."""
         idle: set[str] = set()
-        if self.item_codes:
-            idle |= {option.name for option in fields(self)} - {"sides", "collisions", "item_codes"}
-            idle |= {option.name for option in fields(training)}
+        if self.ready:
+            idle |= {option.name for option in fields(self)}
+            idle -= {"sides", "collisions", "item_codes", "codes", "user_buckets", *_OF_CODES[self.codes]}
+            idle |= {option.name for option in fields(training)} - ({"seed"} if self.codes == "clusters" else set())
+        else:
+            idle |= set().union(*_OF_CODES.values())
         if self.sides == "item":
             idle |= {"user_codebook_sizes", "alignment_epochs", "alpha", "logq_correction", "u2i_temperature"}
         if self.sc_encoder == "none":
@@ -131,6 +189,7 @@ class SCIDSettings:
             hidden_dim=self.hidden_dim,
             sc_dim=self.sc_dim,
             u2i_temperature=self.u2i_temperature,
+            collaborative_input=self.collaborative_input,
             contrastive_weight=self.contrastive_weight,
             diversity_weight=self.diversity_weight,
             item_rqvae=quantizer(self.item_sizes(num_items)),

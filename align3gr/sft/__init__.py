@@ -6,6 +6,7 @@ from align3gr.lazy import attach
 
 if TYPE_CHECKING:
     from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, make_backbone, small_llama
+    from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
     from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
     from align3gr.sft.lora import LoRAArguments, add_lora, merge_adapter, save_adapter
     from align3gr.sft.mixture import TaskTemplates, parse_tasks, task_rows
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from align3gr.sft.row_checks import check_rows
     from align3gr.sft.rows import training_rows
     from align3gr.sft.sft_arguments import SFTArguments
+    from align3gr.sft.t5 import T5Arguments, small_t5
     from align3gr.sft.tasks import TASKS, Task, TaskData
     from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
     from align3gr.sft.tree_collator import TreeCollator
@@ -23,6 +25,7 @@ __getattr__, __all__ = attach(
     __name__,
     {
         "backbone": ("SmallLlamaConfig", "add_dropout", "make_backbone", "small_llama"),
+        "encoder_decoder": ("EncoderDecoderTrainer", "encoder_decoder_rows"),
         "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
         "lora": ("LoRAArguments", "add_lora", "merge_adapter", "save_adapter"),
         "mixture": ("TaskTemplates", "parse_tasks", "task_rows"),
@@ -30,6 +33,7 @@ __getattr__, __all__ = attach(
         "pretrained": ("load_backbone",),
         "row_checks": ("check_rows",),
         "sft_arguments": ("SFTArguments",),
+        "t5": ("T5Arguments", "small_t5"),
         "tasks": ("TASKS", "Task", "TaskData"),
         "tree_collator": ("TreeCollator",),
         "user_codes": ("UserCodes", "user_codes_without_future"),

@@ -1,4 +1,4 @@
-"""The language model that learns to recommend: a small Llama from a config, or a pretrained one."""
+"""The language model that learns to recommend: a small Llama or T5 from a config, or a pretrained one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +26,16 @@ from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.sft.lora import LoRAArguments, add_lora
 from align3gr.sft.pretrained import load_backbone
 from align3gr.sft.sft_arguments import SFTArguments
+from align3gr.sft.t5 import T5Arguments, small_t5
 from align3gr.undivided import undivided
 
 
 @dataclass
 class SmallLlamaConfig:
-    """Shape of a Llama that is trained from scratch.
+    """Shape of a Llama, or of a T5, that is trained from scratch.
 
     Args:
-        hidden_size, intermediate_size, num_layers, num_heads: as in Llama.
+        hidden_size, intermediate_size, num_layers, num_heads: as in Llama; of a T5 see also `T5Arguments`.
         tie_embeddings: whether input and output embeddings are one matrix.
         max_positions: longest sequence.
     """
@@ -101,6 +102,7 @@ def make_backbone(
     user_sizes: Sequence[int],
     scid: Path,
     training: TrainingArguments,
+    t5: T5Arguments | None = None,
 ) -> tuple[Any, SCIDTokenizer]:
     """The model that the recipe's options name, and its tokenizer.
 
@@ -113,21 +115,28 @@ def make_backbone(
         scid: folder of the token level, for rows that start from code vectors.
         training: its seed draws whatever is drawn. Frozen weights under an adapter are bf16 where it trains in bf16;
             weights that train are fp32, whatever they were saved in.
+        t5: whether it is an encoder-decoder, and which; a causal LM where it is None.
 
     Raises:
         InputError: the base model cannot be used, or an option has no effect on what was chosen.
     """
     seed = training.seed
+    t5 = t5 or T5Arguments()
     if arguments.base_model is None:
         if lora.use_lora:
             raise InputError("use_lora: a model from scratch has no weights to adapt; name a base_model")
         texts = split.items[TEXT].to_list() + split.users[PROFILE].to_list()
         base = train_base_tokenizer(texts, arguments.base_vocab_size)
         tokenizer = SCIDTokenizer.from_base(base, item_sizes, user_sizes)
-        model: Any = small_llama(small, tokenizer, seed)
+        if t5.encoder_decoder:
+            shape = small.hidden_size, small.intermediate_size, small.num_layers, small.num_heads
+            model: Any = small_t5(*shape, tokenizer, t5, arguments.dropout, seed)
+        else:
+            model = small_llama(small, tokenizer, seed)
         if arguments.embedding_init == "codebook":
             resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
-        add_dropout(model, arguments.dropout)
+        if not t5.encoder_decoder:
+            add_dropout(model, arguments.dropout)
         _say_normalizer(model, arguments)
         return model, tokenizer
     model, tokenizer = load_backbone(
@@ -139,6 +148,7 @@ def make_backbone(
         dtype=torch.bfloat16 if lora.use_lora and training.bf16 else torch.float32,
         seed=seed,
         revision=arguments.base_model_revision,
+        encoder_decoder=t5.encoder_decoder,
     )
     _say_normalizer(model, arguments)
     return (add_lora(model, tokenizer, lora, seed=seed) if lora.use_lora else model), tokenizer

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
@@ -18,6 +24,7 @@ from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.scid.assigner import SCIDAssigner
+from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
 from align3gr.sft.row_checks import check_rows
 from align3gr.sft.sft_arguments import SFTArguments
 from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
@@ -94,13 +101,14 @@ def make_trainer(
     arguments: SFTArguments,
     recommender: Recommender,
     validate: Validation | None = None,
-) -> RecommendingSFTTrainer:
+    loss_temperature: float = 1.0,
+) -> RecommendingSFTTrainer | EncoderDecoderTrainer:
     """The trainer of the SFT stage.
 
-    A model from scratch takes [`SmallVocabularySFTTrainer`], and so does every model that is normalised over the
-    catalogue; a pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With
-    `validate` and `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is
-    the result.
+    An encoder-decoder takes [`EncoderDecoderTrainer`], which alone looks at `loss_temperature`. A causal LM from
+    scratch takes [`SmallVocabularySFTTrainer`], and so does every one that is normalised over the catalogue; a
+    pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With `validate` and
+    `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
 
     Raises:
         InputError: a setting would cut rows, or early stopping has nothing to go by.
@@ -116,10 +124,23 @@ def make_trainer(
         if arguments.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
             training.restore_callback_states_from_checkpoint = True  # a resumed run has the patience that is left
+    multiple = None if training.pad_to_multiple_of is None else int(training.pad_to_multiple_of)
+    if model.config.is_encoder_decoder:
+        check_rows(rows, training)
+        return EncoderDecoderTrainer(
+            model=model,
+            args=training,
+            train_dataset=encoder_decoder_rows(rows),
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=multiple),
+            callbacks=callbacks,
+            validate=validate,
+            likelihood=recommender.search.likelihood,
+            temperature=loss_temperature,
+        )
     collator = None
     if arguments.objective == "tree":
         training.remove_unused_columns = False
-        multiple = None if training.pad_to_multiple_of is None else int(training.pad_to_multiple_of)
         longest = recommender.prompt_builder.longest
         collator = TreeCollator.for_model(model, tokenizer.pad_token_id, longest, multiple)
     check_rows(rows, training)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from align3gr.errors import InputError
 from align3gr.scid.embedding_init import CodeVectors, resize_scid_embeddings
@@ -26,8 +26,9 @@ def load_backbone(
     attn_implementation: str | None = None,
     seed: int = 0,
     revision: str | None = None,
+    encoder_decoder: bool = False,
 ) -> tuple[PreTrainedModel, SCIDTokenizer]:
-    """A causal LM of the Hub or of a folder, with rows for the SCID tokens, and its tokenizer with these tokens.
+    """A model of the Hub or of a folder, with rows for the SCID tokens, and its tokenizer with these tokens.
 
     Under ZeRO-3 each process loads the whole model into host memory; DeepSpeed divides it when training begins.
 
@@ -37,6 +38,7 @@ def load_backbone(
         init, codebooks, seed: how the new rows start, see [`resize_scid_embeddings`].
         dtype, attn_implementation: as in `AutoModelForCausalLM.from_pretrained`.
         revision: branch, tag or commit on the Hub.
+        encoder_decoder: whether the model is one, such as T5, in place of a causal LM.
 
     Raises:
         InputError: the model cannot be loaded, or its tokenizer cannot be extended.
@@ -45,14 +47,18 @@ def load_backbone(
         base: Any = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         tokenizer = SCIDTokenizer.from_base(base, item_codebook_sizes, user_codebook_sizes)
         options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        kind: Any = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
         with undivided():
-            model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, dtype=dtype, **options)
+            model: Any = kind.from_pretrained(name_or_path, revision=revision, dtype=dtype, **options)
     except InputError as error:
         raise InputError(f"base_model {name_or_path}: {error}") from error
-    except OSError as error:  # what transformers raises where a file or repository is missing
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # what transformers raises where a file is missing, or the model is of another kind
         raise InputError(
             f"base_model {name_or_path}: cannot be loaded: {' '.join(str(error).split())[:300]}; give the folder or "
-            "the Hub id of a causal LM with its tokenizer"
+            f"the Hub id of {'an encoder-decoder' if encoder_decoder else 'a causal LM'} with its tokenizer"
         ) from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(base) > rows:

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with the model's own loss, and with validation by recommending."""
+"""Trainers with validation by recommending; TRL's `SFTTrainer` with the model's own loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from trl import SFTTrainer
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 
 
-class RecommendingSFTTrainer(SFTTrainer):
-    """`SFTTrainer` that judges a model by what it recommends.
+class RecommendingEvaluation:
+    """A part of a Trainer: it judges a model by what it recommends.
 
     Where `validate` is given, an evaluation is a call of it in place of the loss on a set of rows, so that
     `eval_steps`, `metric_for_best_model`, `load_best_model_at_end` and `EarlyStoppingCallback` go by Recall or NDCG.
-    Everything else is TRL's.
+    Everything else is that of the Trainer that stands behind it.
 
     Args:
         validate: takes the unwrapped model and gives metrics by name, such as `{"recall@10": 0.05}`. Each process
@@ -28,14 +28,18 @@ class RecommendingSFTTrainer(SFTTrainer):
             kwargs["eval_dataset"] = kwargs["train_dataset"].select(range(1))
         super().__init__(*args, **kwargs)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(self: Any, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         if self._validate is None:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
         values = self._validate(self.accelerator.unwrap_model(self.model))
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class RecommendingSFTTrainer(RecommendingEvaluation, SFTTrainer):
+    """`SFTTrainer` that judges a model by what it recommends; see [`RecommendingEvaluation`]."""
 
 
 class SmallVocabularySFTTrainer(RecommendingSFTTrainer):

@@ -50,6 +50,7 @@ def test_options_of_the_quantisers_reach_both_sides(option, value):
         ("u2i_temperature", 0.1),
         ("contrastive_weight", 0.02),
         ("diversity_weight", 0.001),
+        ("collaborative_input", False),
     ],
 )
 def test_options_of_the_model_reach_it(option, value):
@@ -77,6 +78,14 @@ def test_sides_and_sizes():
         ({"previous": "run/scid", "collisions": "extra-level"}, "pin: does not go with collisions 'extra-level'"),
         ({"auto_codebook_sizes": True, "item_codebook_sizes": [8, 8]}, "auto_codebook_sizes: leave"),
         ({"sc_encoder": "none", "hidden_dims": [8]}, "sc_encoder: 'none'"),
+        ({"codes": "clusters"}, "codes clusters: ready codes have no user side; set sides: item"),
+        ({"codes": "categories", "sides": "item"}, "with codes categories take none or extra-level"),
+        (
+            {"codes": "clusters", "sides": "item", "collisions": "none", "item_codes": "x"},
+            "item_codes: does not go with codes 'clusters'",
+        ),
+        ({"user_buckets": 8}, "user_buckets: got 8 with sides 'dual'"),
+        ({"user_buckets": -1, "sides": "item"}, "user_buckets: got -1"),
         ({"sc_encoder": "none", "contrastive_weight": 0.1}, "sc_encoder: 'none'"),
     ],
 )
@@ -105,6 +114,29 @@ def test_models_that_could_not_learn_are_refused(options, message):
         SCIDSettings(**options).model_config(100, (4, 4), (4, 4))
 
 
+def test_texts_alone_go_into_the_encoder_where_collaborative_features_only_regularise():
+    settings = SCIDSettings(sides="item", collaborative_input=False, contrastive_weight=0.02)
+    config = settings.model_config(100, (4, 3), (4, 3))
+    assert config.encoder_dims("item") == (4, 0) and config.item_rqvae["output_dim"] == 4
+    assert config.item_collaborative_dim == 3
+    for items, users, name in (((0, 3), (0, 0), "items"), ((4, 3), (0, 3), "users")):
+        with pytest.raises(InputError, match=f"collaborative_input: without it {name} need semantic features"):
+            SCIDSettings(collaborative_input=False).model_config(100, items, users)
+
+
+def test_later_options_are_in_a_manifest_only_where_they_are_set():
+    # What manifests held before there were such options; more would make finished stages run again.
+    before = {
+        "sides", "item_codebook_sizes", "user_codebook_sizes", "auto_codebook_sizes", "codebook_dim", "hidden_dims",
+        "semantic_weight", "sc_encoder", "hidden_dim", "sc_dim", "u2i_temperature", "contrastive_weight",
+        "diversity_weight", "commitment_weight", "estimator", "codebook_update", "ema_decay", "sinkhorn_epsilon",
+        "revive_after", "collisions", "item_codes", "previous", "pin",
+    }  # fmt: skip
+    assert set(SCIDSettings().recorded()) == before
+    p5 = SCIDSettings(sides="item", codes="clusters", collisions="extra-level", largest_cluster=50)
+    assert set(p5.recorded()) == before | {"codes", "largest_cluster"}
+
+
 def test_contrast_needs_collaborative_features():
     with pytest.raises(InputError, match="contrastive_weight: needs collaborative features"):
         SCIDSettings(contrastive_weight=0.1).model_config(100, (4, 0), (4, 0))
@@ -121,3 +153,10 @@ def test_options_that_a_variant_does_not_look_at_are_named():
     assert item_only.without_effect(training) == ["alignment_epochs", "user_codebook_sizes"]
     imported = SCIDSettings(sides="item", item_codes="x.index.json", collisions="none", codebook_dim=8)
     assert imported.without_effect(training) == ["alignment_epochs", "codebook_dim", "quantization_epochs"]
+    clusters = SCIDSettings(
+        sides="item", codes="clusters", collisions="extra-level", clusters=5, category_levels=2, codebook_dim=8
+    )
+    assert clusters.without_effect(DualSCIDTrainingConfig(seed=3)) == ["category_levels", "codebook_dim"]
+    categories = SCIDSettings(sides="item", codes="categories", collisions="none", clusters=5, category_levels=2)
+    assert categories.without_effect(DualSCIDTrainingConfig(seed=3)) == ["clusters", "seed"]
+    assert SCIDSettings(category_levels=2).without_effect(DualSCIDTrainingConfig()) == ["category_levels"]

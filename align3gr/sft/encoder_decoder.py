@@ -1,0 +1,65 @@
+"""Fine-tuning an encoder-decoder: the prompt goes into the encoder, the response is what the decoder learns."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy, pad
+from transformers import Trainer
+
+from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.sft.dataset import IGNORE, ROWS_A_CHUNK, dataset_of
+from align3gr.sft.trainer import RecommendingEvaluation
+
+
+def encoder_decoder_rows(rows: Dataset) -> Dataset:
+    """Rows of a causal LM as `{input_ids, labels}` of an encoder-decoder: what is in front of the response, and it.
+
+    Args:
+        rows: `input_ids` and `labels`, -100 in front of the response.
+    """
+
+    def parts() -> Iterator[tuple[np.ndarray, ...]]:
+        for table in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(ROWS_A_CHUNK):
+            for ids, labels in zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True):
+                start = labels.count(IGNORE)
+                yield np.asarray(ids[:start], np.int64), np.asarray(labels[start:], np.int64)
+
+    return dataset_of(parts(), ["input_ids", "labels"])
+
+
+class EncoderDecoderTrainer(RecommendingEvaluation, Trainer):
+    """transformers' `Trainer` with the loss over the catalogue or at a temperature, and validation by recommending.
+
+    The collator must give `decoder_input_ids`, as `DataCollatorForSeq2Seq(tokenizer, model)` does.
+
+    Args:
+        likelihood: SCIDs are normalised over its catalogue; over the vocabulary where it is None.
+        temperature: divides the logits. Below 1 the loss looks at the hardest negatives most: the ranking-guided
+            generation loss of LETTER (Wang et al. 2024, Eq. 7). Searches take the logits as they are.
+    """
+
+    # The mean over a batch, to be averaged over the batches of a step.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, *args: Any, likelihood: CatalogueLikelihood | None = None, temperature: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._likelihood = likelihood
+        self._temperature = temperature
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        loss = self._loss(outputs.logits / self._temperature, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Shapes: `(batch, length, vocabulary)`, `(batch, length)` -> a scalar."""
+        if self._likelihood is None:
+            return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+        # A causal LM's label is predicted one place before it, a decoder's at its own place.
+        return self._likelihood.loss(pad(logits, (0, 0, 0, 1)), pad(labels, (1, 0), value=IGNORE))
