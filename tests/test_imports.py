@@ -27,7 +27,7 @@ ALLOWED |= {name: {*ORDER, name} for name in LAST}
 ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
-ALLOWED["baselines"] |= {"pipeline"}
+ALLOWED["baselines"] |= {"pipeline", "sft"}
 
 
 def test_imports_point_one_way():

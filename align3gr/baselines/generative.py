@@ -50,7 +50,7 @@ class StageChain:
         run_dir: a prepared run, whose folders `data` and `embeddings` all fits share.
         files: YAML file of each stage; `scid` and `sft` are there.
         folder: where the stages run; of this system alone.
-        accelerate_config: launches every stage but `scid` through accelerate with this configuration.
+        accelerate_config: launches the stages that can run in several processes through accelerate with this.
     """
 
     split: Split
@@ -107,8 +107,7 @@ class StageChain:
 
     def _run(self, stage: str, run_dir: Path, options: Mapping[str, Any], seed: int) -> None:
         words = ["--config", str(self.files[stage]), "--run_dir", str(run_dir), "--seed", str(seed)]
-        launched = self.accelerate_config is not None and stage != "scid"
-        launcher = ["--accelerate_config", str(self.accelerate_config)] if launched else []
+        launcher = [] if self.accelerate_config is None else ["--accelerate_config", self.accelerate_config]
         command = [sys.executable, "-m", "align3gr.cli", stage, *launcher, *words, *option_words(options)]
         before = children_seconds()
         if status := subprocess.call(command, env=os.environ):

@@ -3,17 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align3gr.baselines.bigrec import BIGRec
 from align3gr.baselines.generative import DEFAULT_STAGE, TRAINED_STAGES, GenerativeSystem
+from align3gr.baselines.generative_codes import DualSourceCodes
 from align3gr.baselines.systems import System
 from align3gr.errors import InputError
 
 SPACE = "space"
 
 # What sets most of them apart stands in their files.
-GENERATIVE = {
-    name: System(GenerativeSystem, seeded=True, generative=True)
-    for name in ("P5-SemID", "P5-CID", "TIGER", "LETTER-TIGER", "LC-Rec", "LETTER-LC-Rec", "Align3GR")
+_MADE = {
+    "BIGRec": BIGRec,
+    "P5-SemID": GenerativeSystem,
+    "P5-CID": GenerativeSystem,
+    "TIGER": GenerativeSystem,
+    "LETTER-TIGER": GenerativeSystem,
+    "LC-Rec": GenerativeSystem,
+    "LETTER-LC-Rec": GenerativeSystem,
+    "EAGER-LLM": DualSourceCodes,
+    "Align3GR": GenerativeSystem,
 }
+GENERATIVE = {name: System(make, seeded=True, generative=True) for name, make in _MADE.items()}
 
 
 def check_generative(systems: Sequence[str], generative: Mapping[str, Any]) -> None:
@@ -29,8 +39,8 @@ def check_generative(systems: Sequence[str], generative: Mapping[str, Any]) -> N
         if not isinstance(entry, Mapping) or not {"scid", DEFAULT_STAGE} <= set(entry):
             raise InputError(f"generative: {name}: expected a file for scid and one for {DEFAULT_STAGE}, got {entry}")
         if unknown := set(entry) - {*TRAINED_STAGES, SPACE}:
-            expected = f"{', '.join(TRAINED_STAGES)} and {SPACE}"
-            raise InputError(f"generative: {name}: got {min(unknown)!r}, expected {expected}")
+            expected = ", ".join((*TRAINED_STAGES, SPACE))
+            raise InputError(f"generative: {name}: got {min(unknown)!r}, expected some of {expected}")
         space = entry.get(SPACE, {})
         if not isinstance(space, Mapping) or not all(isinstance(values, list) and values for values in space.values()):
             raise InputError(f"generative: {name}: {SPACE} needs a list of values for each option, got {space}")
