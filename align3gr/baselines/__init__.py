@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
+    from align3gr.baselines.bert4rec import BERT4Rec, BERT4RecModel
+    from align3gr.baselines.caser import Caser, CaserModel
     from align3gr.baselines.generative import GenerativeSystem, StageChain, stage_chains
     from align3gr.baselines.generative_systems import GENERATIVE
+    from align3gr.baselines.hgn import HGN, HGNModel
     from align3gr.baselines.lightgcn import LightGCN
     from align3gr.baselines.matrix_factorization import MatrixFactorization
     from align3gr.baselines.published import PUBLISHED, PublishedRow
@@ -16,13 +19,17 @@ if TYPE_CHECKING:
     from align3gr.baselines.study import Study
     from align3gr.baselines.systems import SYSTEMS, System, draw_trials
     from align3gr.baselines.tables import over_seeds, results_table, tuning_table
+    from align3gr.baselines.two_tower import TwoTower, TwoTowerModel
     from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
 
 __getattr__, __all__ = attach(
     __name__,
     {
+        "bert4rec": ("BERT4Rec", "BERT4RecModel"),
+        "caser": ("Caser", "CaserModel"),
         "generative": ("GenerativeSystem", "StageChain", "stage_chains"),
         "generative_systems": ("GENERATIVE",),
+        "hgn": ("HGN", "HGNModel"),
         "lightgcn": ("LightGCN",),
         "matrix_factorization": ("MatrixFactorization",),
         "published": ("PUBLISHED", "PublishedRow"),
@@ -32,6 +39,7 @@ __getattr__, __all__ = attach(
         "study": ("Study",),
         "systems": ("SYSTEMS", "System", "draw_trials"),
         "tables": ("over_seeds", "results_table", "tuning_table"),
+        "two_tower": ("TwoTower", "TwoTowerModel"),
         "vectors": ("VectorBaseline", "rank_by_vectors"),
     },
 )

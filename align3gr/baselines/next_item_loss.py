@@ -34,9 +34,9 @@ class NextItemLoss:
         self.kind = kind
         self.negatives = negatives or (1024 if kind == "sampled_softmax" else 1)
 
-    def count(self, train_sequences: Sequence[np.ndarray], num_items: int, device: str) -> None:
+    def count(self, train_sequences: Sequence[np.ndarray], num_items: int) -> None:
         """Takes the chance of each item to be drawn from the train split."""
-        counts = torch.from_numpy(interaction_counts(train_sequences, num_items)).to(device)
+        counts = torch.from_numpy(interaction_counts(train_sequences, num_items))
         self._chance = 0.5 / num_items + 0.5 * counts / counts.sum()
 
     def __call__(self, hidden: torch.Tensor, targets: torch.Tensor, catalogue: torch.Tensor) -> torch.Tensor:
@@ -46,8 +46,9 @@ class NextItemLoss:
         if self.kind == "softmax" or exact:
             return F.cross_entropy(hidden @ catalogue.T, targets)
         if self.kind == "sampled_softmax":
-            drawn = torch.multinomial(self._chance, self.negatives, replacement=True)
-            return sampled_softmax(hidden, targets, catalogue, drawn, self._chance[drawn])
+            chance = self._chance.to(hidden.device)
+            drawn = torch.multinomial(chance, self.negatives, replacement=True)
+            return sampled_softmax(hidden, targets, catalogue, drawn, chance[drawn])
         true = (hidden * catalogue[targets]).sum(-1, keepdim=True)
         drawn = torch.randint(len(catalogue), (len(targets), self.negatives), device=targets.device)
         false = torch.einsum("pd,pnd->pn", hidden, catalogue[drawn])

@@ -116,7 +116,7 @@ class SASRec:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SASRecModel(num_items, self.dim, self.layers, self.heads, self.max_history, self.dropout)
         self.model.to(device)
-        self.loss.count(train_sequences, num_items, device)
+        self.loss.count(train_sequences, num_items)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.learning_rate, betas=(0.9, 0.98))
 
         def run_epoch() -> float:

@@ -26,6 +26,7 @@ from align3gr.baselines.systems import draw_trials
 from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
 from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.data.schema import TEXT
 from align3gr.errors import InputError
 from align3gr.evaluation import FullEvaluation, reported_ks, sample_users, three_columns
 
@@ -154,9 +155,10 @@ class Study:
         made = self.settings.system(system)
         names = ["select_on", "select_by", "validation_users"]
         names += ["max_epochs"] if made.in_epochs else []
-        names += ["k"] if kind == "final" else []
         names += ["num_beams"] if made.generative else []
         unseen = ("test",) if kind == "trial" else ()
+        protocol = {name: getattr(self.settings, name) for name in names}
+        protocol |= {"k": max(self.settings.k, made.least_k)} if kind == "final" else {}
         inputs = self.inputs | (self.chains[system].inputs if made.generative else {})
         return {
             "version": CELL_VERSION,
@@ -164,7 +166,7 @@ class Study:
             "kind": kind,
             "setting": dict(setting),
             "seed": seed,
-            "protocol": {name: getattr(self.settings, name) for name in names},
+            "protocol": protocol,
             "inputs": {name: digest for name, digest in inputs.items() if Path(name).stem not in unseen},
         }
 
@@ -191,6 +193,7 @@ class Study:
         made = self.settings.system(system)
         options = {"seed": key["seed"]} if made.seeded else {}
         options |= {"epochs": self.settings.max_epochs} if made.in_epochs else {}
+        options |= {"item_texts": self.split.items[TEXT].to_list()} if made.reads_texts else {}
         options |= {"chain": self.chains[system], "num_beams": self.settings.num_beams} if made.generative else {}
         baseline = made.make(**key["setting"], **options)
         cell = dict(key)
@@ -208,10 +211,11 @@ class Study:
             cell["validation"] = self._judge(baseline)
             cell["value"] = self._value(cell["validation"])
         else:
-            evaluation = FullEvaluation(self.split, ks=reported_ks(self.settings.k, self.settings.k))
+            k = key["protocol"]["k"]
+            evaluation = FullEvaluation(self.split, ks=reported_ks(k, k))
             questions = self.split.histories("test")
             name = f"{system}, seed {key['seed']}" if made.seeded else system
-            evaluation.add(name, questions, *_lists(baseline, questions, self.settings.k))
+            evaluation.add(name, questions, *_lists(baseline, questions, k))
             cell["results"] = evaluation.results[name]
             evaluation.per_user().write_parquet(self._path(key, "parquet"))
         cell["seconds"] = round(time.process_time() - started + children_seconds() - before, 2)

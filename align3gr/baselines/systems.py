@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from align3gr.baselines.bert4rec import BERT4Rec
+from align3gr.baselines.caser import Caser
+from align3gr.baselines.hgn import HGN
 from align3gr.baselines.lightgcn import LightGCN
 from align3gr.baselines.matrix_factorization import MatrixFactorization
 from align3gr.baselines.sasrec import SASRec
 from align3gr.baselines.simple import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+from align3gr.baselines.two_tower import TwoTower
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class System:
         space: the values of each setting, the default first.
         seeded: whether anything in it is random; such a system is judged with several seeds.
         in_epochs: whether it trains in epochs, whose number `epochs` limits.
+        reads_texts: whether it is made with `item_texts`, the text of each item.
+        least_k: length of its lists on test where the study asks for shorter ones.
         generative: whether it is a chain of stages of the pipeline; see [`GenerativeSystem`]. Its files and its space
             stand in the settings of the study.
     """
@@ -30,6 +36,8 @@ class System:
     space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeded: bool = False
     in_epochs: bool = False
+    reads_texts: bool = False
+    least_k: int = 0
     generative: bool = False
 
 
@@ -57,6 +65,37 @@ SYSTEMS = {
         seeded=True,
         in_epochs=True,
     ),
+    "Caser": System(
+        Caser,
+        {"learning_rate": (1e-3, 3e-3), "dropout": (0.5, 0.2), "window": (5, 10), "ahead": (3, 1), "dim": (64, 128)},
+        seeded=True,
+        in_epochs=True,
+    ),
+    "HGN": System(
+        HGN,
+        {
+            "loss": ("sampled_softmax", "bpr"),
+            "learning_rate": (1e-3, 3e-3),
+            "l2": (1e-6, 1e-5, 1e-4),
+            "window": (5, 10),
+            "ahead": (3, 1),
+            "dim": (64, 128),
+        },
+        seeded=True,
+        in_epochs=True,
+    ),
+    "BERT4Rec": System(
+        BERT4Rec,
+        {
+            "masked": (0.4, 0.2, 0.6),
+            "dropout": (0.2, 0.1, 0.4),
+            "learning_rate": (3e-3, 1e-3),
+            "only_last": (0.1, 0.3),
+            "dim": (64, 128),
+        },
+        seeded=True,
+        in_epochs=True,
+    ),
     "SASRec": System(
         SASRec,
         {
@@ -67,6 +106,21 @@ SYSTEMS = {
         },
         seeded=True,
         in_epochs=True,
+    ),
+    "two-tower": System(
+        TwoTower,
+        {
+            "temperature": (0.1, 0.05, 0.2),
+            "features": ("text+collaborative", "none", "text", "collaborative"),
+            "learning_rate": (3e-3, 1e-3),
+            "l2": (0.0, 1e-6, 1e-5),
+            "dim": (64, 128),
+        },
+        seeded=True,
+        in_epochs=True,
+        reads_texts=True,
+        # Table 2 of the Align3GR paper judges this system by Recall@100.
+        least_k=100,
     ),
 }
 

@@ -17,6 +17,8 @@ _CELLS = tuple(
     )
     for metric in metrics
 )
+# Shown where the lists of a system are long enough, as the two-tower retriever's.
+_LONG_CELLS = (("R@100", "seen_allowed", "recall@100"), ("masked R@100", "seen_masked", "recall@100"))
 
 
 def over_seeds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -31,19 +33,21 @@ def over_seeds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def results_table(rows: Mapping[str, Mapping[str, Any]], published: Sequence[PublishedRow] = ()) -> str:
-    """A Markdown table, mean ± standard deviation over seeds; a dash where a published row has no value.
+    """A Markdown table, mean ± standard deviation over seeds; a dash where a row has no value.
 
     Args:
         rows: for each system what [`over_seeds`] says.
         published: further rows.
     """
-    lines = ["| | " + " | ".join(heading for heading, _, _ in _CELLS) + " | runs |"]
-    lines.append("|---|" + "---:|" * (len(_CELLS) + 1))
+    long = [cell for cell in _LONG_CELLS if any(cell[2] in row.get(cell[1], {}) for row in rows.values())]
+    cells = [*_CELLS, *long]
+    lines = ["| | " + " | ".join(heading for heading, _, _ in cells) + " | runs |"]
+    lines.append("|---|" + "---:|" * (len(cells) + 1))
     for name, row in rows.items():
-        values = [_cell(row, column, metric) for _, column, metric in _CELLS]
+        values = [_cell(row, column, metric) for _, column, metric in cells]
         lines.append(f"| {name} | " + " | ".join(values) + f" | {len(row['seeds'])} |")
     for one in published:
-        values = [_cell(one.columns(), column, metric) for _, column, metric in _CELLS]
+        values = [_cell(one.columns(), column, metric) for _, column, metric in cells]
         lines.append(f"| *{one.name}, published* | " + " | ".join(values) + " | - |")
     return "\n".join(lines) + "\n" + (f"\n{NOTE}\n" if published else "")
 

@@ -63,7 +63,7 @@ def test_a_sample_of_half_the_catalogue_is_the_whole_sum():
 
 def test_half_of_the_draws_are_uniform_and_half_by_count():
     loss = NextItemLoss("sampled_softmax", 50)
-    loss.count([[0, 0, 1], [0]], 4, "cpu")
+    loss.count([[0, 0, 1], [0]], 4)
     # Three interactions with item 0 and one with item 1, of four.
     assert loss._chance.tolist() == pytest.approx([0.5, 0.25, 0.125, 0.125])
     assert [NextItemLoss(kind).negatives for kind in ("sampled_softmax", "bce", "bpr")] == [1024, 1, 1]

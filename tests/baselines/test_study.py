@@ -58,6 +58,10 @@ def test_the_tables_have_every_system_beside_the_published_rows(finished):
     assert "Not finished" not in page and "Published discriminative baselines mask seen items" in page
     assert "| *TIGER, published* | 0.0253 | 0.0407 | 0.0164 | 0.0213 | - | - |" in page
     assert "| *SASRec, published* | - | - | - | - | 0.0183 | 0.0296 | 0.0116 | 0.0152 |" in page
+    # The lists of the two-tower retriever are longer than those of the others.
+    assert "| R@100 | masked R@100 |" in page and ("recall@100" in rows["MF"]["seen_masked"]) is False
+    two_tower = rows["two-tower"]["seen_masked"]
+    assert 0 < two_tower["recall@10"] < two_tower["recall@100"] <= 1
     assert "validation by the mean ndcg@10 of seen_allowed and seen_masked: at most 2 settings" in page
 
 
@@ -65,7 +69,7 @@ def test_means_are_those_of_the_ranks_of_every_user(finished):
     row = json.loads((finished / "evaluation" / "results.json").read_text())["SASRec"]
     ranks = pl.read_parquet(finished / "evaluation" / "per_user.parquet")
     names = ["popularity", "history, latest first", "item-kNN", "history, then item-kNN"]
-    names += [f"{name}, seed {seed}" for name in ("MF", "LightGCN", "SASRec") for seed in (1, 2)]
+    names += [f"{name}, seed {seed}" for name, system in SYSTEMS.items() if system.seeded for seed in (1, 2)]
     assert set(ranks["system"]) == set(names)
     for column, rank in (("seen_allowed", "rank_allowed"), ("seen_masked", "rank_masked")):
         recalls = [
@@ -213,16 +217,27 @@ def test_cells_depend_on_what_they_see(split, tmp_path):
     assert computed(select_by="recall@10") == (1 + 3 + 3) + (1 + 1 + 2)
 
 
-def test_test_targets_change_no_fit(split, tmp_path):
+def test_lists_are_as_long_as_a_system_needs_at_least(split, tmp_path):
+    for k in (10, 20, 120):
+        options = {"trials": 1, "seeds": [1], "max_epochs": 1, "num_beams": 120}
+        study = Study(split, INPUTS, quick(systems=["two-tower"], k=k, **options), tmp_path)
+        study.run()
+        assert study.per_user()["list_length"].unique().to_list() == [max(k, 100)]
+        # Lists that are longer anyway are the same final run.
+        assert study.computed == {10: 2, 20: 0, 120: 1}[k]
+
+
+@pytest.mark.parametrize("system", ["SASRec", "two-tower"])
+def test_test_targets_change_no_fit(split, tmp_path, system):
     permuted = dataclasses.replace(
         split, test=split.test.with_columns(pl.Series("item_id", split.test["item_id"].to_numpy()[::-1]))
     )
     curves = []
     for number, data in enumerate((split, permuted)):
-        settings = quick(systems=["SASRec"], trials=2, seeds=[1], max_epochs=2)
+        settings = quick(systems=[system], trials=1, seeds=[1], max_epochs=2)
         study = Study(data, INPUTS, settings, tmp_path / str(number))
         study.run()
-        curves.append([cell["curve"] for cell in (*study.trials("SASRec"), study.final_run("SASRec", 1))])
+        curves.append([cell["curve"] for cell in (*study.trials(system), study.final_run(system, 1))])
     assert curves[0] == curves[1]
 
 
@@ -238,9 +253,10 @@ def test_trials_are_the_defaults_and_then_others_of_the_grid():
 @pytest.mark.parametrize("name", [name for name, system in systems.SYSTEMS.items() if system.space])
 def test_every_value_of_a_space_is_accepted(name):
     system = SYSTEMS[name]
+    texts = {"item_texts": ["a text"]} if system.reads_texts else {}
     for option, values in system.space.items():
         for value in values:
-            system.make(**{key: choice[0] for key, choice in system.space.items()} | {option: value})
+            system.make(**{key: choice[0] for key, choice in system.space.items()} | {option: value} | texts)
 
 
 @pytest.mark.parametrize(

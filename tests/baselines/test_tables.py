@@ -44,6 +44,15 @@ def test_published_rows_stand_in_the_columns_of_their_protocol():
     assert "published" not in results_table(rows)
 
 
+def test_lists_of_a_hundred_items_have_columns_of_their_own():
+    long = cell(1, 0.1)
+    long["results"]["seen_allowed"]["recall@100"], long["results"]["seen_masked"]["recall@100"] = 0.25, 0.125
+    lines = results_table({"two-tower": over_seeds([long]), "MF": over_seeds([cell(1, 0.2)])}).splitlines()
+    assert lines[0].endswith("| discoveries N@10 | R@100 | masked R@100 | runs |")
+    assert lines[1].count("---:") == lines[2].count(" | ") == 13
+    assert lines[2].endswith("| 0.1000 | 0.2500 | 0.1250 | 1 |") and lines[3].endswith("| 0.2000 | - | - | 1 |")
+
+
 def test_how_a_system_was_tuned():
     trial = {"setting": {"dim": 64, "loss": "bce"}, "value": 0.01234}
     finals = [
