@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
+from align3gr.baselines import MatrixFactorization
 from align3gr.baselines.bigrec import GAMMAS, BIGRec, cheapest, grounded_costs
 from align3gr.baselines.generative import stage_chains
-from align3gr.data import Split
+from align3gr.encoders import load_text_encoder
 from align3gr.errors import InputError
-from tests.baselines.test_generative import ran  # noqa: F401
+from tests.baselines.test_generative import prepared, split, stages_in_this_process  # noqa: F401
 from tests.conftest import SMOKE
 
 FILES = {"scid": str(SMOKE / "scid-bigrec.yaml"), "sft": str(SMOKE / "sft-bigrec.yaml")}
@@ -33,13 +35,10 @@ def test_the_cheapest_come_first_and_ties_go_by_row():
 
 
 @pytest.fixture(scope="module")
-def split(smoke_run):
-    return Split.load(smoke_run / "data")
-
-
-@pytest.fixture
-def chain(split, smoke_run, tmp_path, ran):  # noqa: F811
-    return stage_chains(split, smoke_run / "data", {"BIGRec": FILES}, tmp_path)["BIGRec"]
+def chain(split, prepared, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("models")
+    with stages_in_this_process():
+        yield stage_chains(split, prepared / "data", {"BIGRec": FILES}, folder)["BIGRec"]
 
 
 def by_hand(writer, history):
@@ -54,7 +53,7 @@ def by_hand(writer, history):
     return writer.tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
-def test_titles_are_written_embedded_and_grounded(chain, split, monkeypatch):
+def test_titles_are_written_embedded_and_grounded(chain, split, monkeypatch):  # noqa: F811
     tuned = []
     system = BIGRec(chain, 1, title_beams=1, num_train_epochs=1)
     # Validation likes gamma 2 best.
@@ -83,12 +82,22 @@ def test_titles_are_written_embedded_and_grounded(chain, split, monkeypatch):
         assert [item for item in allowed[row] if item not in history] == masked[row][
             : 10 - sum(item in history for item in allowed[row])
         ].tolist()
-    # With a large gamma the most popular items come first, whatever was written, but for those at distance 0.
-    system.gamma = 1000.0
-    counts = np.bincount(np.concatenate(split.train_sequences()), minlength=len(split.items))
+    # Other questions, and popularity that counts: what was written is embedded anew.
+    system.gamma = 2.0
     fresh = split.histories("test").subset(np.arange(3))
-    for row in system.lists(fresh, 10)[0]:
-        assert counts[row[len(same)]] == counts.max()
+    counts = np.bincount(np.concatenate(split.train_sequences()), minlength=len(split.items))
+    vectors = system._titles.numpy()
+    expected = ranked_by_the_formula(vectors[[5] * 3], vectors, np.tile(counts, (3, 1)), 2.0)
+    assert np.array_equal(system.lists(fresh, 10)[0], expected[:, :10])
+
+
+def ranked_by_the_formula(answers, titles, statistics, gamma):
+    def scaled(values):
+        lowest, highest = values.min(1, keepdims=True), values.max(1, keepdims=True)
+        return (values - lowest) / (highest - lowest)
+
+    costs = scaled(cdist(answers, titles)) * (1 + scaled(statistics.astype(float))) ** -gamma
+    return np.argsort(costs, axis=1, kind="stable")
 
 
 def test_an_unknown_space_or_weighting_is_named(chain):
@@ -99,23 +108,21 @@ def test_an_unknown_space_or_weighting_is_named(chain):
 
 
 @pytest.mark.parametrize("weighting", ["collaborative", "none"])
-def test_weightings(chain, split, weighting):
+def test_weightings(chain, split, prepared, weighting):  # noqa: F811
     pytest.importorskip("implicit")
     system = BIGRec(chain, 1, grounding="semantic", weighting=weighting, title_beams=1, num_train_epochs=1)
     system.fit(split.train_sequences(), len(split.items))
     assert system.gamma == 0.0
     questions = split.histories("validation").subset(np.arange(8))
-    before = system.lists(questions, 10)[0]
-    system.gamma = 1000.0
-    after = system.lists(questions, 10)[0]
-    if weighting == "none":
-        assert np.array_equal(before, after)
-        return
-    scores = system._collaborative.user_vectors(questions.histories, questions.user_rows)
-    scores = scores @ system._collaborative.item_vectors().T
-    # Items at distance 0 stay in front; behind them stands what MF ranks first.
-    for row, items in enumerate(after):
-        nearest = before[row, 0]
-        rest = [item for item in items if item != nearest]
-        best = [item for item in np.argsort(-scores[row]) if item != nearest]
-        assert rest[0] == best[0]
+    system.gamma = 5.0
+    scores = np.eye(8, len(split.items))  # counts for nothing
+    gamma = 0.0
+    if weighting == "collaborative":
+        mf = MatrixFactorization(seed=1).fit(split.train_sequences(), len(split.items))
+        scores = mf.user_vectors(questions.histories, questions.user_rows) @ mf.item_vectors().T
+        gamma = 5.0
+    found = system.lists(questions, 10)[0]
+    encoder = load_text_encoder(prepared / "embeddings" / "semantic_encoder")
+    titles = encoder.encode(split.items["title"].to_list())
+    answers = encoder.encode(system._writer.write(questions.histories))
+    assert np.array_equal(found, ranked_by_the_formula(answers, titles, scores, gamma)[:, :10])

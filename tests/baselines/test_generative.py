@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -17,36 +18,52 @@ LC_REC = {"scid": str(SMOKE / "scid-lc-rec.yaml"), "sft": str(SMOKE / "sft-lc-re
 
 
 @pytest.fixture(scope="module")
-def split(smoke_run):
-    return Split.load(smoke_run / "data")
+def prepared(tmp_path_factory, run_stage):
+    """The folder of a run of the smoke market as far as all systems share it."""
+    run_dir = tmp_path_factory.mktemp("prepared")
+    for name in ("prepare", "embed"):
+        run_stage(name, run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def split(prepared):
+    return Split.load(prepared / "data")
+
+
+@contextmanager
+def stages_in_this_process():
+    """Their names, in order."""
+    names = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def call(command, env):
+            name = command[3]
+            names.append(name)
+            patch.setattr(sys, "argv", [f"recipes/{name}.py", *command[4:]])
+            runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]()
+            return 0
+
+        patch.setattr("align3gr.baselines.generative.subprocess.call", call)
+        yield names
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """Stages run in this process; their names, in order."""
-    names = []
-
-    def call(command, env):
-        name = command[3]
-        names.append(name)
-        monkeypatch.setattr(sys, "argv", [f"recipes/{name}.py", *command[4:]])
-        runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]()
-        return 0
-
-    monkeypatch.setattr("align3gr.baselines.generative.subprocess.call", call)
-    return names
+def ran():
+    with stages_in_this_process() as names:
+        yield names
 
 
-def study_of(split, smoke_run, folder, **options):
+def study_of(split, prepared, folder, **options):
     space = {"num_train_epochs": [1], "learning_rate": [1e-9, 3e-3]}
     values = {"systems": ["LC-Rec"], "generative": {"LC-Rec": LC_REC | {"space": space}}, "seeds": [1]}
     settings = StudySettings(**values | {"trials": 2, "k": 10, "num_beams": 10, "validation_users": 60} | options)
-    chains = stage_chains(split, smoke_run / "data", settings.generative, folder / "models")
+    chains = stage_chains(split, prepared / "data", settings.generative, folder / "models")
     return Study(split, INPUTS, settings, folder / "cells", chains)
 
 
-def test_a_study_tunes_a_chain_and_shares_its_codes(split, smoke_run, tmp_path, ran):
-    study = study_of(split, smoke_run, tmp_path)
+def test_a_study_tunes_a_chain_and_shares_its_codes(split, prepared, tmp_path, ran):
+    study = study_of(split, prepared, tmp_path)
     assert study.missing() == ["LC-Rec: 0 of at most 2 trials done, no final run"]
     study.run()
     # Both trials have seed 0 and the same codes; the final run has a seed of its own.
@@ -61,14 +78,14 @@ def test_a_study_tunes_a_chain_and_shares_its_codes(split, smoke_run, tmp_path, 
     assert "test.parquet" in final["inputs"] and "test.parquet" not in trained["inputs"]
     assert study.per_user()["system"].unique().to_list() == ["LC-Rec, seed 1"]
     assert not (tmp_path / "models" / "lc-rec").exists()  # judged, so nobody needs the models
-    again = study_of(split, smoke_run, tmp_path)
+    again = study_of(split, prepared, tmp_path)
     again.run()
     assert again.computed == 0 and len(ran) == 5
 
 
-def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, smoke_run, tmp_path, ran, monkeypatch):
+def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, prepared, tmp_path, ran, monkeypatch):
     entry = {"LC-Rec": LC_REC}
-    chain = stage_chains(split, smoke_run / "data", entry, tmp_path)["LC-Rec"]
+    chain = stage_chains(split, prepared / "data", entry, tmp_path)["LC-Rec"]
     run = sys.modules["align3gr.baselines.generative"].subprocess.call
     monkeypatch.setattr(
         "align3gr.baselines.generative.subprocess.call",
@@ -78,7 +95,7 @@ def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, smoke_run, tmp
     with pytest.raises(InputError, match=r"stage 'sft' ended with status 137"):
         GenerativeSystem(chain, 3, 10, **setting).fit([], 0)
     monkeypatch.setattr("align3gr.baselines.generative.subprocess.call", run)
-    system = GenerativeSystem(chain, 3, 10, **setting).fit([], 0)
+    system = GenerativeSystem(chain, 3, 80, **setting).fit([], 0)
     assert ran == ["scid", "sft"]
     manifests = {name: json.loads((system.trained.run_dir / name / "manifest.json").read_text()) for name in ran}
     assert manifests["scid"]["settings"]["quantization_epochs"] == 1 and manifests["scid"]["seed"] == 3
@@ -90,12 +107,12 @@ def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, smoke_run, tmp
 
 
 def check_lists(system, split):
-    """The lists of a study are what the saved model recommends to anyone who loads it."""
+    """With a beam as wide as the catalogue, lists are what the saved model recommends to anyone who loads it."""
     from align3gr import Recommender
 
     questions = split.histories("test").subset(np.arange(12))
     lists = system.lists(questions, 10)
-    recommender = Recommender.from_pretrained(system.trained.model, num_beams=10)
+    recommender = Recommender.from_pretrained(system.trained.model, num_beams=80)
     ids, users = split.items["item_id"], split.users["user_id"]
     for exclude_seen, found in zip((False, True), lists, strict=True):
         expected = recommender.recommend(
@@ -107,11 +124,11 @@ def check_lists(system, split):
         assert [ids.gather(row).to_list() for row in found] == [[item.item_id for item in row] for row in expected]
 
 
-def test_a_change_of_what_a_chain_reads_is_another_cell(split, smoke_run, tmp_path):
-    before = study_of(split, smoke_run, tmp_path)
+def test_a_change_of_what_a_chain_reads_is_another_cell(split, prepared, tmp_path):
+    before = study_of(split, prepared, tmp_path)
     changed = tmp_path / "sft.yaml"
     changed.write_text((SMOKE / "sft-lc-rec.yaml").read_text() + "weight_decay: 0.1\n")
-    after = study_of(split, smoke_run, tmp_path, generative={"LC-Rec": LC_REC | {"sft": str(changed)}})
+    after = study_of(split, prepared, tmp_path, generative={"LC-Rec": LC_REC | {"sft": str(changed)}})
     keys = [study._key("LC-Rec", "trial", {}, 0) for study in (before, after)]
     assert {name for name in keys[0]["inputs"] if keys[0]["inputs"][name] != keys[1]["inputs"][name]} == {"sft.yaml"}
     assert before._path(keys[0], "json") != after._path(keys[1], "json")
@@ -144,9 +161,9 @@ def test_wrong_entries_are_named(options, message):
         StudySettings(**{"systems": ["popularity"]} | options)
 
 
-def test_what_is_not_there_is_named(split, smoke_run, tmp_path):
+def test_what_is_not_there_is_named(split, prepared, tmp_path):
     with pytest.raises(InputError, match=r"generative: LC-Rec, sft: .*gone.yaml not found"):
-        stage_chains(split, smoke_run / "data", {"LC-Rec": LC_REC | {"sft": "gone.yaml"}}, tmp_path)
+        stage_chains(split, prepared / "data", {"LC-Rec": LC_REC | {"sft": "gone.yaml"}}, tmp_path)
     with pytest.raises(InputError, match=r"data: got .*elsewhere, expected the folder data of a run"):
         stage_chains(split, tmp_path / "elsewhere", {"LC-Rec": LC_REC}, tmp_path)
-    assert pl.read_parquet(smoke_run / "embeddings" / "items.parquet").height == len(split.items)  # left as it was
+    assert pl.read_parquet(prepared / "embeddings" / "items.parquet").height == len(split.items)  # left as it was
