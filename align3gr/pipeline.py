@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +244,17 @@ def _measured(seconds: float, resumed: bool, processes: int) -> dict[str, Any]:
         "resumed": resumed,
         "processes": processes,
         "peak_memory_mb": round(peak),
-        "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(sys.argv),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed, without secrets."""
+    shown = [f"recipes/{Path(arguments[0]).name}"]
+    for before, word in pairwise(arguments):
+        shown.append("***" if before == "--hub_token" else re.sub(r"^(--hub_token=).*", r"\1***", word))
+    return shlex.join(shown)
 
 
 def _put_in_place(partial: Path, final: Path) -> None:

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "lazy",
     "processes",
+    "snapshots",
     "tree_attention",
     "undivided",
     "data",
@@ -21,10 +22,11 @@ ORDER = [
     "evaluation",
     "checkpoints",
 ]
-LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "pipeline", "recipe", "cli"]
+LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub"}
+ALLOWED["hub"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
 ALLOWED["baselines"] |= {"pipeline", "sft"}
@@ -67,11 +69,13 @@ def test_every_public_name_exists():
     import align3gr.baselines
     import align3gr.dpo
     import align3gr.encoders
+    import align3gr.hub
     import align3gr.report
     import align3gr.scid
     import align3gr.sft
 
     lazy = (align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report, align3gr.baselines)
+    lazy += (align3gr.hub,)
     for package in (align3gr, *lazy):
         assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
 

@@ -126,3 +126,12 @@ def test_a_kill_between_the_last_write_and_the_renaming_loses_nothing(tmp_path, 
     assert run(tmp_path, {"dim": 1}, source, "again") == "skipped"
     assert (folder / "out.txt").read_text() == "result"
     assert not list(tmp_path.glob("embeddings.*"))
+
+
+def test_the_manifest_holds_no_token(tmp_path, monkeypatch):
+    words = ["--lr", "1", "--hub_token", "hf_secret", "--hub_token=hf_secret", "--push_to_hub", "true"]
+    monkeypatch.setattr("sys.argv", ["recipes/sft.py", *words])
+    with stage(tmp_path, "prepare", {}, []):
+        pass
+    command = read_manifest(tmp_path / "data")["command"]
+    assert command == "recipes/sft.py --lr 1 --hub_token '***' '--hub_token=***' --push_to_hub true"

@@ -42,6 +42,10 @@ def _run(arguments: list[str]) -> int:
         _report_codes(parsed)
     elif parsed.verb == "recommend":
         return _recommend(parsed, arguments[1:])
+    elif parsed.verb == "push":
+        from align3gr.hub import push_run
+
+        print(push_run(**{name: value for name, value in vars(parsed).items() if name != "verb"}))
     elif parsed.verb == "merge":
         from align3gr.sft.lora import merge_adapter
 

@@ -19,6 +19,7 @@ _EPILOG = """stages:
 
 tools:
   merge        a LoRA adapter and its base as one plain model
+  push         a run's recommender, codes or catalogue on the Hub, with a card written from the run
   recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
   feedback     a served model's log of events as feedback for the next round of rf_dpo
@@ -45,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb",
         required=True,
-        metavar="run|results|merge|recommend|scid-report|feedback|baselines|ablation|audit|estimate|<stage>",
+        metavar="run|results|merge|push|recommend|scid-report|feedback|baselines|ablation|audit|estimate|<stage>",
     )
     run = verbs.add_parser("run", help="run all stages of a pipeline; finished ones are skipped")
     run.add_argument("--config", required=True, help="a pipeline.yaml; the stages' files stand beside it")
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     merge = verbs.add_parser("merge", help="write a LoRA adapter and its base as one plain model")
     merge.add_argument("adapter", help="folder of the adapter, such as runs/yelp/sft/model")
     merge.add_argument("output", help="folder to write; must not exist")
+    _add_push(verbs.add_parser("push", help="put a finished run on the Hub"))
     _add_recommend(verbs.add_parser("recommend", help="recommend to every row of a Parquet file"))
     report = verbs.add_parser("scid-report", help="measure and plot a table of codes")
     report.add_argument(
@@ -86,6 +88,23 @@ def make_parser() -> argparse.ArgumentParser:
     audit.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_options(verbs.add_parser("estimate", help="what a training needs: parameters, memory, time"))
     return parser
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("--run_dir", required=True, help="folder of the run, such as runs/yelp")
+    push.add_argument("--repo_id", required=True, help="name/repository on the Hub; made where it does not exist")
+    push.add_argument(
+        "--artefact",
+        choices=("recommender", "scid", "items"),
+        default="recommender",
+        help="model with all it needs, token level, or catalogue as a data set (default: recommender)",
+    )
+    push.add_argument("--model", help="stage or model folder of the recommender (default: the last finished stage)")
+    push.add_argument("--with_users", action="store_true", help="push the ids of users and their SCIDs, too")
+    push.add_argument("--license", help="such as apache-2.0 (default: that of the base model)")
+    push.add_argument("--private", action="store_true", default=None, help="make a private repository")
+    push.add_argument("--revision", help="branch to commit to")
+    push.add_argument("--create_pr", action="store_true", help="open a pull request")
 
 
 def _add_recommend(recommend: argparse.ArgumentParser) -> None:

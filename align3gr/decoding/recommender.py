@@ -23,6 +23,7 @@ from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 from align3gr.scid.assigner import SCIDAssigner
 from align3gr.scid.prompts import PromptBuilder
+from align3gr.snapshots import local_folder
 
 UnknownItems = Literal["raise", "error", "skip"]
 
@@ -299,17 +300,7 @@ class Recommender:
         Raises:
             InputError: the folder holds no catalogue or no prompt settings.
         """
-        folder = Path(path_or_hub_id)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-            try:
-                folder = Path(snapshot_download(str(path_or_hub_id), revision=revision))
-            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-                raise InputError(
-                    f"{path_or_hub_id}: no such folder, and no repository that the Hub gives ({type(error).__name__})"
-                ) from error
+        folder = local_folder(path_or_hub_id, revision)
         if not (folder / ITEM_CODES_FILE).is_file():
             raise InputError(f"{folder / ITEM_CODES_FILE}: not found; save the model with Recommender.save_pretrained")
         tokenizer = AutoTokenizer.from_pretrained(folder)

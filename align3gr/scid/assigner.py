@@ -17,6 +17,7 @@ from align3gr.scid.code_table import CodeTable, load_codebook_sizes, read_code_t
 from align3gr.scid.collisions import resolve_collisions
 from align3gr.scid.features import FeatureTable, quantize_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
+from align3gr.snapshots import local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +75,17 @@ class SCIDAssigner:
         self._books = [book.detach().float().cpu().numpy() for book in model.item_rqvae.quantizer.codebooks]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "SCIDAssigner":
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> "SCIDAssigner":
         """From the folder `scid` of a run, or the id of a Hub repository that holds its files.
 
-        Raises:
-            InputError: the folder lacks a file; codes that were imported have no model.
-        """
-        root = Path(folder)
-        if not root.is_dir():
-            from huggingface_hub import snapshot_download
+        Args:
+            folder: the folder or the id.
+            revision: branch, tag or commit on the Hub.
 
-            root = Path(snapshot_download(str(folder)))
+        Raises:
+            InputError: the folder lacks a file, or there is none; codes that were imported have no model.
+        """
+        root = local_folder(folder, revision)
         if not (root / "model").is_dir():
             raise InputError(f"{folder}: holds no model; new items need codes that were trained, not imported")
         items = read_code_table(root / "item_codes.parquet", ITEM_ID)

@@ -21,10 +21,9 @@ def model_card(name: str, config: Any, sides: dict[str, dict[str, Any] | None]) 
         "[align3gr](https://pypi.org/project/align3gr).",
         "",
         "```python",
-        "import align3gr  # registers the model with transformers",
-        "from transformers import AutoModel",
+        f"from align3gr import {name}",
         "",
-        'model = AutoModel.from_pretrained("<this repository>")',
+        f'model = {name}.from_pretrained("<this repository>")',
         "```",
     ]
     for side, health in sides.items():

@@ -1,0 +1,238 @@
+"""Everything of a run goes to a server that speaks the Hub's API and loads from there, without a cache."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from huggingface_hub import ModelCard
+
+from align3gr.errors import InputError
+from align3gr.hub import lineage, push_run
+from tests.conftest import ROOT
+from tests.hub.server import TOKEN
+
+
+class Hub:
+    """The server, and processes that know no other Hub."""
+
+    def __init__(self, address: str, folder: Path, caches: Path) -> None:
+        self.address, self.folder, self.caches = address, folder, caches
+        self.number = 0
+
+    def python(self, code: str, *arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess:
+        """Runs code with an empty cache."""
+        self.number += 1
+        secret = {"HF_TOKEN": token} if token else {}
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": self.address, "HF_HOME": str(self.caches / str(self.number))}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | secret
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+    def run(self, code: str, *arguments: object) -> dict:
+        """What the code printed last, as JSON."""
+        done = self.python(code, *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.hub.server", str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert server.stdout is not None
+    yield Hub(server.stdout.readline().strip(), folder, tmp_path_factory.mktemp("caches"))
+    server.kill()
+    server.wait()
+
+
+PUSH = """
+import json, sys
+from align3gr.hub import push_run
+run_dir = sys.argv[1]
+urls = [
+    push_run(run_dir, "me/shop"),
+    push_run(run_dir, "me/shop-users", model="sft", with_users=True, license="mit", private=True),
+    push_run(run_dir, "me/shop-scid", artefact="scid"),
+    push_run(run_dir, "me/shop-items", artefact="items"),
+]
+print(json.dumps(urls))
+"""
+
+LOAD = """
+import json, sys
+import datasets
+from align3gr import Recommender
+from align3gr.scid import DualSCIDModel, SCIDAssigner
+
+with_users, without = (Recommender.from_pretrained(name, device="cpu") for name in ("me/shop-users", "me/shop"))
+history = with_users.items["item_id"].head(3).to_list()
+user = with_users.users["user_id"][0]
+assigner = SCIDAssigner.from_pretrained("me/shop-scid")
+items = datasets.load_dataset("me/shop-items", split="train")
+print(json.dumps({
+    "history": history,
+    "user": user,
+    "lists": [
+        [item.item_id for item in recommender.recommend([history], user_ids=[user], k=5)[0]]
+        for recommender in (with_users, without)
+    ],
+    "users": without.users is None,
+    "new_user": [item.item_id for item in without.recommend([history], user_profiles=["likes red shoes"], k=5)[0]],
+    "codes": assigner.add_items(history, ["", "", ""]).tolist(),
+    "levels": len(DualSCIDModel.from_pretrained("me/shop-scid", subfolder="model").item_rqvae.config.codebook_sizes),
+    "items": [items[0]["item_id"], items[0]["codes"], len(items)],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, smoke_run) -> list[str]:
+    return hub.run(PUSH, smoke_run)
+
+
+def test_everything_loads_with_nothing_but_its_id(hub, pushed, smoke_run):
+    from align3gr import Recommender
+
+    found = hub.run(LOAD)
+    here = [Recommender.from_pretrained(smoke_run / stage / "model", device="cpu") for stage in ("sft", "rf_dpo")]
+    here[1].users, here[1]._user_index = None, {}  # what was pushed without users
+    expected = [
+        [item.item_id for item in recommender.recommend([found["history"]], user_ids=[found["user"]], k=5)[0]]
+        for recommender in here
+    ]
+    assert found["lists"] == expected and found["users"] is True and len(found["new_user"]) == 5
+    codes = pl.read_parquet(smoke_run / "scid" / "item_codes.parquet")
+    assert found["codes"] == codes["codes"].head(3).to_list() and found["levels"] == 3
+    assert found["items"] == [codes["item_id"][0], codes["codes"][0].to_list(), len(codes)]
+
+
+def test_users_stay_behind_unless_asked_for(hub, pushed, smoke_run):
+    user = pl.read_parquet(smoke_run / "data" / "users.parquet")["user_id"][0]
+    open_to_all = [path for name in ("shop", "shop-scid") for path in (hub.folder / "models/me" / name).rglob("*.*")]
+    assert not [path for path in open_to_all if path.name == "user_codes.parquet"]
+    assert not [path for path in open_to_all if path.is_file() and f'"{user}"'.encode() in path.read_bytes()]
+    assert (hub.folder / "models/me/shop-users/main/user_codes.parquet").is_file()
+    assert (hub.folder / "models/me/shop-users/main/scid/user_codes.parquet").is_file()
+
+
+def test_the_card_says_what_was_run(hub, pushed, smoke_run):
+    card = ModelCard.load(hub.folder / "models/me/shop/main/README.md")
+    results = json.loads((smoke_run / "evaluation" / "results.json").read_text())
+    row = results["RF-DPO, best stage on validation"]
+    assert f"| RF-DPO, best stage on validation | {row['seen_allowed']['recall@10']:.4f} |" in card.text
+    assert f"| item-kNN | {results['item-kNN']['seen_allowed']['recall@10']:.4f} |" in card.text
+    assert "one training (seed 42)" in card.text and "recommends the 80 items" in card.text
+    assert "| interactions | 3,670 |" in card.text and "- items: 100%, 100%, 100% of the codes used" in card.text
+    assert "No licence is stated" in card.text and "SCIDs of known users are not part" in card.text
+    measured = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert measured["test split, seen items masked", "ndcg@10"] == round(row["seen_masked"]["ndcg@10"], 4)
+    other = ModelCard.load(hub.folder / "models/me/shop-users/main/README.md")
+    assert other.data.license == "mit" and "No licence" not in other.text and "| SFT | " in other.text
+    stages = json.loads((hub.folder / "models/me/shop/main/lineage.json").read_text())
+    assert list(stages) == ["prepare", "embed", "scid", "sft", "sp_dpo", "rf_dpo"]
+    assert stages["sft"]["settings"]["learning_rate"] == 0.003 and stages["sft"]["seed"] == 42
+    assert list(json.loads((hub.folder / "models/me/shop-users/main/lineage.json").read_text())) == list(stages)[:4]
+
+
+@pytest.mark.long
+def test_the_five_lines_of_each_card_run(hub, pushed):
+    for kind, name in (("models", "shop"), ("models", "shop-scid"), ("datasets", "shop-items")):
+        text = (hub.folder / kind / "me" / name / "main" / "README.md").read_text()
+        code = text.split("```python\n")[1].split("```")[0]
+        done = hub.python(code)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.long
+def test_a_second_push_is_another_commit_and_an_unknown_token_is_refused(hub, pushed, smoke_run):
+    code = "import sys; from align3gr.cli import main; main(sys.argv[1:])"
+    again = hub.python(code, "push", "--run_dir", smoke_run, "--repo_id", "me/shop", "--model", "sft")
+    assert again.returncode == 0 and again.stdout.strip() not in pushed and "/me/shop/commit/" in again.stdout
+    for token in ("hf_of_nobody", ""):
+        done = hub.python(code, "push", "--run_dir", smoke_run, "--repo_id", "me/other", token=token)
+        assert done.returncode == 2 and "repo_id: me/other: the Hub answers 401; log in" in done.stderr
+        assert len(done.stderr.strip().splitlines()[-1]) < 200 and "hf_of" not in done.stderr
+
+
+PIECES = """
+import json, sys
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from align3gr.scid import RQVAEConfig, RQVAEModel
+
+run_dir = sys.argv[1]
+RQVAEModel(RQVAEConfig(input_dim=4, codebook_sizes=(4, 4))).push_to_hub("me/rqvae")
+AutoModelForCausalLM.from_pretrained(f"{run_dir}/sft/model").push_to_hub("me/lm")
+AutoTokenizer.from_pretrained(f"{run_dir}/sft/model").push_to_hub("me/lm")
+print(json.dumps(""))
+"""
+
+OPEN_PIECES = """
+import json
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("me/lm"), AutoTokenizer.from_pretrained("me/lm")
+import sys
+assert "align3gr" not in sys.modules
+print(json.dumps([model.config.vocab_size, len(tokenizer), tokenizer.tokenize("<i0_3><i1_0>")]))
+"""
+
+
+def test_single_models_and_tokenizers_go_the_way_of_transformers(hub, smoke_run):
+    hub.run(PIECES, smoke_run)
+    rows, tokens, words = hub.run(OPEN_PIECES)
+    assert rows >= tokens > 100 and words == ["<i0_3>", "<i1_0>"]
+    card = (hub.folder / "models/me/rqvae/main/README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("<this repository>", "me/rqvae")
+    assert hub.run(f"{code}\nprint(model.config.input_dim)") == 4
+
+
+def test_what_a_run_lacks_or_must_not_push_is_named(smoke_run, tmp_path):
+    with pytest.raises(InputError, match=r"artefact: 'model', expected recommender, scid, items"):
+        push_run(smoke_run, "me/x", artefact="model")
+    with pytest.raises(InputError, match=r"has no finished stage rf_dpo or sp_dpo or sft; run it first"):
+        push_run(tmp_path, "me/x")
+    with pytest.raises(InputError, match=r"model: has no effect on the artefact scid"):
+        push_run(smoke_run, "me/x", artefact="scid", model="sft")
+    with pytest.raises(InputError, match=r"model: .*data is no folder of a recommender"):
+        push_run(smoke_run, "me/x", model=str(smoke_run / "data"))
+    shutil.copytree(smoke_run / "sft" / "model", tmp_path / "model")
+    (tmp_path / "model" / "optimizer.pt").write_bytes(b"pickle")
+    with pytest.raises(InputError, match=r"optimizer\.pt: only .* are pushed; remove it"):
+        push_run(smoke_run, "me/x", model=str(tmp_path / "model"))
+    with pytest.raises(InputError, match="is no name/repository of the Hub"):
+        push_run(smoke_run, "a/b/c")
+
+
+def test_lineage_holds_no_path_of_this_machine_and_no_secret(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    settings = {
+        "source": "/home/somebody/logs.jsonl",
+        "hub_token": "hf_secret",
+        "files": ["~/a.csv"],
+        "pad_token": "<p>",
+    }
+    manifest = {
+        "settings": settings,
+        "inputs": {},
+        "seed": 1,
+        "versions": {"torch": "2"},
+        "seconds": 3.0,
+        "command": "x",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert lineage(tmp_path, folder)["prepare"] == {
+        "settings": {"source": "logs.jsonl", "files": ["a.csv"], "pad_token": "<p>"},
+        "inputs": {},
+        "seed": 1,
+        "versions": {"torch": "2"},
+        "seconds": 3.0,
+    }
