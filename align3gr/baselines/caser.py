@@ -94,7 +94,7 @@ class Caser(WindowBaseline):
         dropout: float = 0.5,
         loss: str = "sampled_softmax",
         negatives: int = 0,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         l2: float = 1e-6,
         batch_size: int = 1024,
         epochs: int = 50,

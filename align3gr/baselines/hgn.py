@@ -81,7 +81,7 @@ class HGN(WindowBaseline):
         dim: int = 64,
         window: int = 5,
         ahead: int = 3,
-        loss: str = "bpr",
+        loss: str = "sampled_softmax",
         negatives: int = 0,
         learning_rate: float = 1e-3,
         l2: float = 1e-6,

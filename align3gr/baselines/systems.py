@@ -67,7 +67,7 @@ SYSTEMS = {
     ),
     "Caser": System(
         Caser,
-        {"learning_rate": (1e-3, 3e-3), "dropout": (0.5, 0.2), "window": (5, 10), "ahead": (3, 1), "dim": (64, 128)},
+        {"learning_rate": (3e-3, 1e-3), "dropout": (0.5, 0.2), "window": (5, 10), "ahead": (3, 1), "dim": (64, 128)},
         seeded=True,
         in_epochs=True,
     ),
