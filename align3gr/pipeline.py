@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
+from align3gr.finite_loss import NONFINITE
 from align3gr.processes import launched
 
 logger = logging.getLogger(__name__)
@@ -225,8 +226,8 @@ def _input_name(run_dir: Path, path: Path) -> str:
 
 
 def _has_work(partial: Path) -> bool:
-    """Whether a stage has left training to go on from."""
-    return any(partial.rglob("checkpoint-*")) or any(partial.rglob("curriculum.json"))
+    """Whether a stage has left training to go on from, or a batch to look at."""
+    return any(any(partial.rglob(name)) for name in ("checkpoint-*", "curriculum.json", f"{NONFINITE}.json"))
 
 
 def _discard(partial: Path) -> None:

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 ORDER = [
     "errors",
     "lazy",
+    "finite_loss",
     "processes",
     "snapshots",
     "tree_attention",

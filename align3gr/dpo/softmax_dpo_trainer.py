@@ -19,6 +19,7 @@ from align3gr.dpo.preference_rows import SoftmaxDPOCollator, prepare_rows
 from align3gr.dpo.shared_prefix import IGNORED_LABEL, OTHERWISE, naive_logps, shared_prefix_logps
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
+from align3gr.finite_loss import FiniteLoss
 from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.tree_attention import tree_attention
 
@@ -30,7 +31,7 @@ TRL_PRIVATE_ATTRIBUTES = ("_metrics", "_tokenizer", "aux_loss_enabled", "precomp
 REFERENCE_ADAPTER = "ref"  # name of the adapter copy that DPOTrainer adds to a PeftModel
 
 
-class SoftmaxDPOTrainer(DPOTrainer):
+class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
     """`trl.DPOTrainer` with the Softmax-DPO loss over many rejected completions, Eq. (3) of Align3GR.
 
     What differs from the parent:

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from align3gr.encoders.collaborative import interaction_matrix
 from align3gr.errors import InputError
+from align3gr.finite_loss import FiniteLoss
 from align3gr.scid.features import FeatureTable, PinnedCodes, embed_all, quantize_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.modeling_rqvae import RQVAEModel
@@ -89,7 +90,7 @@ class DualSCIDHistory:
     log: list[dict] = field(default_factory=list)
 
 
-class DualSCIDTrainer(Trainer):
+class DualSCIDTrainer(FiniteLoss, Trainer):
     """`Trainer` with the loss of Eq. (2); its evaluation is the AUC of held-out pairs and the health of the books."""
 
     def __init__(

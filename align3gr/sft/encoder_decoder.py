@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import Trainer
 
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.finite_loss import FiniteLoss
 from align3gr.sft.dataset import IGNORE, ROWS_A_CHUNK, dataset_of
 from align3gr.sft.trainer import RecommendingEvaluation
 
@@ -30,7 +31,7 @@ def encoder_decoder_rows(rows: Dataset) -> Dataset:
     return dataset_of(parts(), ["input_ids", "labels"])
 
 
-class EncoderDecoderTrainer(RecommendingEvaluation, Trainer):
+class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
     """transformers' `Trainer` with the loss over the catalogue or at a temperature, and validation by recommending.
 
     The collator must give `decoder_input_ids`, as `DataCollatorForSeq2Seq(tokenizer, model)` does.

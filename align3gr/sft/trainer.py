@@ -7,6 +7,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
+from align3gr.finite_loss import FiniteLoss
 
 
 class RecommendingEvaluation:
@@ -38,7 +39,7 @@ class RecommendingEvaluation:
         return metrics
 
 
-class RecommendingSFTTrainer(RecommendingEvaluation, SFTTrainer):
+class RecommendingSFTTrainer(RecommendingEvaluation, FiniteLoss, SFTTrainer):
     """`SFTTrainer` that judges a model by what it recommends; see [`RecommendingEvaluation`]."""
 
 

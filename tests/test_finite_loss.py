@@ -1,0 +1,69 @@
+"""A loss that is no number ends the training with the batch on disk and the weights as they were."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from align3gr.dpo import SoftmaxDPOTrainer
+from align3gr.errors import InputError
+from align3gr.finite_loss import FiniteLoss
+from align3gr.scid.dual_scid_trainer import DualSCIDTrainer
+from align3gr.sft.encoder_decoder import EncoderDecoderTrainer
+from align3gr.sft.trainer import RecommendingSFTTrainer
+
+
+class Line(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, part):
+        return {"loss": (self.weight * x + part["y"]).mean()}
+
+
+class CheckedTrainer(FiniteLoss, Trainer):
+    pass
+
+
+def collate(rows):
+    return {"x": torch.tensor(rows), "part": {"y": torch.zeros(len(rows))}}
+
+
+def arguments(folder, **options) -> TrainingArguments:
+    options = {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 0.1} | options
+    return TrainingArguments(
+        str(folder), report_to=[], disable_tqdm=True, use_cpu=True, remove_unused_columns=False, **options
+    )
+
+
+def test_the_batch_is_kept_and_the_weights_are_those_of_the_step_before(tmp_path):
+    rows = [1.0, 1.0, float("inf"), 1.0]
+    options = {"save_steps": 1, "train_sampling_strategy": "sequential", "lr_scheduler_type": "constant"}
+    trainer = CheckedTrainer(Line(), arguments(tmp_path, **options), collate, rows)
+    with pytest.raises(InputError, match=r"learning_rate: the loss of step 2 is inf at a rate of 0\.1; lower it"):
+        trainer.train()
+    assert load_file(tmp_path / "nonfinite-batch.safetensors")["x"].tolist() == [float("inf"), 1.0]
+    assert load_file(tmp_path / "nonfinite-batch.safetensors")["part.y"].tolist() == [0.0, 0.0]
+    facts = json.loads((tmp_path / "nonfinite-batch.json").read_text())
+    assert facts == {"step": 2, "loss": "inf", "learning_rate": 0.1, "process": 0}
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert trainer.model.weight.item() == pytest.approx(0.9)  # one step of AdamW
+
+
+def test_every_trainer_of_the_stages_checks():
+    for trainer in (RecommendingSFTTrainer, EncoderDecoderTrainer, SoftmaxDPOTrainer, DualSCIDTrainer):
+        assert trainer.training_step is FiniteLoss.training_step
+
+
+def test_a_stage_that_ends_so_keeps_its_folder_and_says_so_once(smoke_run, tmp_path, run_stage):
+    for name in ("data", "embeddings", "scid"):
+        shutil.copytree(smoke_run / name, tmp_path / name)
+    with pytest.raises(InputError, match=r"learning_rate: the loss of step \d+ is nan") as caught:
+        run_stage("sft", tmp_path, learning_rate=1e30, max_grad_norm=0.0, warmup_steps=0, num_train_epochs=5)
+    batch = tmp_path / "sft.partial" / "trainer" / "nonfinite-batch.safetensors"
+    assert str(batch) in str(caught.value) and load_file(batch)["input_ids"].ndim == 2
+    assert not (tmp_path / "sft").exists()
