@@ -1,6 +1,6 @@
 """BERT4Rec: a transformer that reads a history in both directions and fills in masked items (Sun et al. 2019)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -132,15 +132,15 @@ class BERT4Rec:
         self.loss.count(train_sequences, num_items)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.learning_rate)
 
-        def run_epoch() -> float:
-            rows = batches([len(piece) for piece in pieces], self.batch_size, rng)
-            tables = (pad([pieces[row] for row in some], num_items) for some in rows)
-            hidden = (hide(table, num_items, self.masked, self.only_last, rng) for table in tables)
-            return take_steps(
-                optimizer, (self._loss(*(torch.from_numpy(part).to(device) for part in pair)) for pair in hidden)
-            )
+        def losses() -> Iterator[torch.Tensor]:
+            for rows in batches([len(piece) for piece in pieces], self.batch_size, rng):
+                table = pad([pieces[row] for row in rows], num_items)
+                hidden = hide(table, num_items, self.masked, self.only_last, rng)
+                yield self._loss(torch.from_numpy(table).to(device), torch.from_numpy(hidden).to(device))
 
-        self.curve = train_until_flat(run_epoch, validate, self.model, self.epochs, self.patience)
+        self.curve = train_until_flat(
+            lambda: take_steps(optimizer, losses()), validate, self.model, self.epochs, self.patience
+        )
         return self
 
     @torch.no_grad()
@@ -166,9 +166,7 @@ class BERT4Rec:
         return self.loss(self.model(shown)[hidden], table[hidden], self.model.catalogue)
 
 
-def hide(
-    table: np.ndarray, padding: int, masked: float, only_last: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def hide(table: np.ndarray, padding: int, masked: float, only_last: float, rng: np.random.Generator) -> np.ndarray:
     """Draws the items of each row that are masked: never padding, at least one a row, never all of them.
 
     Args:
@@ -179,7 +177,7 @@ def hide(
         rng: what draws.
 
     Returns:
-        The table, and which of its places are masked, `(rows, length)` bool.
+        Which places are masked: `(rows, length)` bool.
     """
     real = table != padding
     hidden = (rng.random(table.shape) < masked) & real
@@ -188,4 +186,4 @@ def hide(
     alone |= ~hidden.any(1) | (hidden == real).all(1)
     hidden[alone] = False
     hidden[alone, real[alone].sum(1) - 1] = True
-    return table, hidden
+    return hidden
