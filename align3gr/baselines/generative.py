@@ -51,6 +51,9 @@ class StageChain:
         files: YAML file of each stage; `scid` and `sft` are there.
         folder: where the stages run; of this system alone.
         accelerate_config: launches the stages that can run in several processes through accelerate with this.
+
+    Raises:
+        InputError: a stage of the prepared run is not there.
     """
 
     split: Split
@@ -60,11 +63,9 @@ class StageChain:
     accelerate_config: str | None = None
 
     def __post_init__(self) -> None:
-        for path in (*self.files.values(), *(stage_folder(self.run_dir, name) for name in SHARED_STAGES)):
-            if not path.exists():
-                raise InputError(
-                    f"{path}: not found; generative systems need the stages prepare and embed, and the files"
-                )
+        for name in SHARED_STAGES:
+            if not (folder := stage_folder(self.run_dir, name)).is_dir():
+                raise InputError(f"{folder}: not found; generative systems share it, run the stage '{name}' first")
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -90,7 +91,7 @@ class StageChain:
         """
         options = by_stage(setting)
         key, seconds, memory = json.dumps(self._shared_inputs, sort_keys=True), 0.0, 0
-        finished = {name: folder for name in SHARED_STAGES if (folder := stage_folder(self.run_dir, name)).exists()}
+        finished = {name: stage_folder(self.run_dir, name) for name in SHARED_STAGES}
         for stage in (name for name in TRAINED_STAGES if name in self.files):
             parts = [key, stage, options.get(stage, {}), seed, self.inputs[f"{stage}.yaml"]]
             key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ from align3gr.baselines import GenerativeSystem, Study, StudySettings, stage_cha
 from align3gr.baselines.generative import by_stage, option_words
 from align3gr.data import Split
 from align3gr.errors import InputError
+from tests import launching
 from tests.conftest import ROOT, SMOKE
 
 INPUTS = {"items.parquet": "a", "train.parquet": "b", "validation.parquet": "c", "test.parquet": "d"}
@@ -134,6 +135,36 @@ def test_a_change_of_what_a_chain_reads_is_another_cell(split, prepared, tmp_pat
     assert before._path(keys[0], "json") != after._path(keys[1], "json")
 
 
+PROCESSES = """
+import sys
+from pathlib import Path
+
+from align3gr.baselines import StageChain
+from align3gr.data import Split
+from align3gr.errors import InputError
+
+run_dir, file, folder = map(Path, sys.argv[1:])
+chain = StageChain(Split.load(run_dir / "data"), run_dir, {"scid": file}, folder)
+try:
+    chain.train({"scid.collisions": "never"}, 0, lambda stage, run_dir: {})
+except InputError as error:
+    print("refused:", error)
+trained = chain.train({"scid.quantization_epochs": 1}, 0, lambda stage, run_dir: {})
+assert trained.run_dir == chain.train({"scid.quantization_epochs": 1}, 0, lambda stage, run_dir: {}).run_dir
+print("trained:", trained.seconds > 1, (trained.run_dir / "scid" / "item_codes.parquet").is_file())
+"""
+
+
+@pytest.mark.long
+def test_stages_run_in_processes_of_their_own(prepared, tmp_path):
+    command = [sys.executable, "-c", PROCESSES, prepared, SMOKE / "scid-lc-rec.yaml", tmp_path / "models"]
+    status, printed = launching.run(command, tmp_path / "output.txt")
+    assert status == 0, printed
+    assert "stage 'scid' ended with status 2; its message is above" in printed
+    assert "trained: True True" in printed
+    assert printed.count("scid: finished in") == 1
+
+
 def test_options_go_to_their_stages():
     setting = {"learning_rate": 1e-3, "sp_dpo.beta": 0.2, "tasks": ["sequential", "item_text"], "user_scid": False}
     assert by_stage(setting) == {
@@ -166,4 +197,6 @@ def test_what_is_not_there_is_named(split, prepared, tmp_path):
         stage_chains(split, prepared / "data", {"LC-Rec": LC_REC | {"sft": "gone.yaml"}}, tmp_path)
     with pytest.raises(InputError, match=r"data: got .*elsewhere, expected the folder data of a run"):
         stage_chains(split, tmp_path / "elsewhere", {"LC-Rec": LC_REC}, tmp_path)
+    with pytest.raises(InputError, match=r"run/data: not found; .* run the stage 'prepare' first"):
+        stage_chains(split, tmp_path / "run" / "data", {"LC-Rec": LC_REC}, tmp_path)
     assert pl.read_parquet(prepared / "embeddings" / "items.parquet").height == len(split.items)  # left as it was
