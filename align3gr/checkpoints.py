@@ -4,23 +4,44 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from accelerate.utils import is_peft_model
 from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 
 logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, Any]]:
-    """The latest complete checkpoint of a Trainer and its state; the file of the state is written last."""
+    """The latest complete checkpoint of a Trainer and its state; the file of the state is written last.
+
+    A checkpoint with a file that was cut off, by a full disk or a broken copy, is passed over with a warning.
+    """
     found = Path(folder).glob("checkpoint-*")
     for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            return checkpoint, json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             logger.warning("%s is incomplete, an earlier checkpoint is used", checkpoint)
+            continue
+        damaged = next((path for path in sorted(checkpoint.rglob("*")) if not _is_whole(path)), None)
+        if damaged is None:
+            return checkpoint, state
+        logger.warning("%s is damaged, an earlier checkpoint is used", damaged)
     return None, {}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of tensors has its end; contents are not read."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                return True
+        except SafetensorError:
+            return False
+    return path.suffix not in (".pt", ".pth") or is_zipfile(path)
 
 
 def is_finished(state: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def _check_values(options: Any) -> None:
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe; wrong input ends with one line and status 2."""
+    """Runs a recipe; wrong input, and a full disk, end with one line and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -79,6 +80,21 @@ def run_recipe(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (full := _full_disk(error)) is None:
+            raise
+        print(f"error: {full}; free some space, the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(2)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What a library says where it could not write for want of space, whatever it made of the system's error."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (ENOSPC, EFBIG, EDQUOT) or any(os.strerror(no) in str(error) for no in (ENOSPC, EFBIG, EDQUOT)):
+            return " ".join(str(error).split())[:300]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def expand(path: str) -> Path:
