@@ -15,8 +15,6 @@ from align3gr.pipeline import read_manifest
 from align3gr.scid import load_codebook_sizes, load_codes
 from tests.conftest import SMOKE
 
-SYSTEMS = ("tiger", "letter-tiger", "p5-semid", "p5-cid")
-
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory, run_stage):
@@ -86,9 +84,8 @@ def test_p5_needs_neither_embeddings_nor_a_model(name, system):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_each_system_recommends_better_than_popularity(name, system):
-    run_dir = system(name, "scid", "sft")
+def test_tiger_recommends_better_than_popularity(system):
+    run_dir = system("tiger", "scid", "sft")
     split = Split.load(run_dir / "data")
     questions = split.histories("test")
     recommender = Recommender.from_pretrained(run_dir / "sft" / "model")
@@ -98,5 +95,7 @@ def test_each_system_recommends_better_than_popularity(name, system):
     )
     found = evaluate_policy(recommender.search, recommender.prompt_builder, questions, items, users)
     popular = Popularity().fit(split.train_sequences(), len(split.items)).rank(questions.histories, 10, False)
-    of_popularity = (popular == np.asarray(questions.targets)[:, None]).any(axis=1).mean()
-    assert found["seen_allowed"]["recall@10"] > of_popularity + 0.04
+    hits = popular == questions.targets[:, None]
+    recall, ndcg = hits.any(axis=1).mean(), (hits / np.log2(np.arange(10) + 2)).sum(axis=1).mean()
+    columns = found["seen_allowed"]
+    assert columns["recall@10"] > 1.2 * recall and columns["ndcg@10"] > 1.3 * ndcg, (columns, recall, ndcg)
