@@ -90,3 +90,20 @@ def test_the_probe_of_copying_agrees_with_the_search(smoke_run):
     assert figures["recall@10"] == pytest.approx(parts)
     for losses in figures["losses"].values():
         assert len(losses["discoveries"]) == 3 and min(losses["discoveries"]) > 0
+
+
+@pytest.mark.long
+def test_the_scaling_benchmark_measures_every_part_and_fits_its_growth(monkeypatch):
+    scaling = benchmark("scaling")
+    assert scaling.exponent([10, 100, 1000], [3.0, 300.0, 30000.0]) == pytest.approx(2)
+    monkeypatch.syspath_prepend(ROOT)
+    assert set(scaling.PARTS) == {"prepare", "tokenize", "trie", "decode"}
+    assert scaling.trie(500, 0, 0)["trie_mb"] > 0 and scaling.decode(500, 0, 0)["users_per_s"] > 0
+    assert scaling.tokenize(300, 200, 0)["codes_s"] > 0
+
+
+@pytest.mark.long
+def test_the_scaling_benchmark_prepares_all_that_it_wrote(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    figures = benchmark("scaling").run_part("prepare", (300, 200, 4000))
+    assert figures["kept"] == 1 and figures["prepare_s"] > 0 and figures["prepare_peak_mb"] > 100
