@@ -112,18 +112,21 @@ class BIGRec(GenerativeSystem):
         return {"gamma": self.gamma}
 
     def lists(self, questions: EvaluationSet, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See [`GenerativeSystem.lists`]. Items with one title stand in row order."""
+        """See [`GenerativeSystem.lists`]. Of items at one cost, such as those of one title, the one of larger P comes
+        first where gamma is above 0, and then the one of the lower row."""
         if self._asked is not questions:  # for each gamma validation asks the same
             self._answers, self._asked = self._embed(self._writer.write(questions.histories)), questions
         allowed, masked = (np.full((len(questions), k), -1, dtype=np.int64) for _ in range(2))
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             block = questions.subset(np.arange(start, min(start + QUESTIONS_AT_ONCE, len(questions))))
             rows = slice(start, start + len(block))
-            costs = grounded_costs(self._answers[rows], self._titles, self._statistics(block), self.gamma)
-            allowed[rows] = cheapest(costs, k)
+            statistics = self._statistics(block)
+            costs = grounded_costs(self._answers[rows], self._titles, statistics, self.gamma)
+            preferred = np.broadcast_to(statistics.numpy() * (self.gamma > 0), costs.shape)
+            allowed[rows] = cheapest(costs, k, preferred)
             for row, history in enumerate(block.histories):
                 costs[row, history] = np.inf
-            masked[rows] = cheapest(costs, k)
+            masked[rows] = cheapest(costs, k, preferred)
         return allowed, masked
 
     def _statistics(self, questions: EvaluationSet) -> torch.Tensor:
@@ -161,15 +164,18 @@ def grounded_costs(answers: torch.Tensor, titles: torch.Tensor, statistics: torc
     return ((distances - lowest) / (highest - lowest).clamp_min(1e-12) / (1 + statistics) ** gamma).numpy()
 
 
-def cheapest(costs: np.ndarray, k: int) -> np.ndarray:
-    """The k items of least cost, ties by index; -1 where only infinite costs are left. Shape: -> `(rows, k)` int64."""
+def cheapest(costs: np.ndarray, k: int, preferred: np.ndarray) -> np.ndarray:
+    """The k items of least cost, ties by what is preferred and by index; -1 where only infinite costs are left.
+
+    Shapes: `(rows, items)` twice -> `(rows, k)` int64.
+    """
     width = min(k, costs.shape[1])
     chosen = np.full((len(costs), k), -1, dtype=np.int64)
     limits = np.partition(costs, width - 1, axis=1)[:, width - 1]
     for row, limit in enumerate(limits):
         # All that tie with the last one stay for the sort, so that the lowest index wins.
         items = np.flatnonzero((costs[row] <= limit) & np.isfinite(costs[row]))
-        items = items[np.argsort(costs[row, items], kind="stable")][:width]
+        items = items[np.lexsort((-preferred[row, items], costs[row, items]))][:width]
         chosen[row, : len(items)] = items
     return chosen
 

@@ -30,8 +30,13 @@ def test_costs_by_hand():
 
 def test_the_cheapest_come_first_and_ties_go_by_row():
     costs = np.array([[0.5, 0.1, 0.5, 0.0, 0.5], [np.inf, 1.0, np.inf, np.inf, 1.0]])
-    assert cheapest(costs, 3).tolist() == [[3, 1, 0], [1, 4, -1]]
-    assert cheapest(costs, 7).tolist() == [[3, 1, 0, 2, 4, -1, -1], [1, 4, -1, -1, -1, -1, -1]]
+    alike = np.zeros_like(costs)
+    assert cheapest(costs, 3, alike).tolist() == [[3, 1, 0], [1, 4, -1]]
+    assert cheapest(costs, 7, alike).tolist() == [[3, 1, 0, 2, 4, -1, -1], [1, 4, -1, -1, -1, -1, -1]]
+    # Of those at one cost the preferred comes first; a lower cost goes before.
+    preferred = np.array([[0, 0, 0.5, 0, 0.9], [1, 0, 1, 1, 0.1]])
+    assert cheapest(costs, 3, preferred).tolist() == [[3, 1, 4], [4, 1, -1]]
+    assert cheapest(costs, 5, preferred).tolist() == [[3, 1, 4, 2, 0], [4, 1, -1, -1, -1]]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,7 @@ def ranked_by_the_formula(answers, titles, statistics, gamma):
         return (values - lowest) / (highest - lowest)
 
     costs = scaled(cdist(answers, titles)) * (1 + scaled(statistics.astype(float))) ** -gamma
-    return np.argsort(costs, axis=1, kind="stable")
+    return np.stack([np.lexsort((-liked, cost)) for liked, cost in zip(statistics * (gamma > 0), costs, strict=True)])
 
 
 def test_an_unknown_space_or_weighting_is_named(chain):
