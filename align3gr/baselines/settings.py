@@ -67,7 +67,7 @@ class StudySettings:
             raise InputError(f"tuning_seconds: got {self.tuning_seconds}, expected more than 0")
         if self.k < TUNED_K:
             raise InputError(f"k: got {self.k}, expected at least {TUNED_K}; the tables show lists of that length")
-        if self.num_beams < self.k:
+        if self.num_beams < self.k and set(self.systems) & set(GENERATIVE):
             raise InputError(f"num_beams: got {self.num_beams}, expected at least k, {self.k}")
 
     def system(self, name: str) -> System:

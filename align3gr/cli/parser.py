@@ -23,7 +23,7 @@ tools:
   recommend    lists for a Parquet file of histories, from a trained model
   scid-report  what a table of codes is worth: numbers and plots, for any run or published index
   feedback     a served model's log of events as feedback for the next round of rf_dpo
-  baselines    popularity, item-kNN, MF, LightGCN, SASRec: tuned on validation, judged like the models
+  baselines    every system of the paper's Table 1: tuned on validation, judged like the models
   ablation     tables of runs that differ in stated options: Tables 4 and 5, a sweep of learning rates
   audit        is a split clean, and does anything depend on targets that it must not see?
   estimate     parameters, memory and hours of a training, before anything is loaded

@@ -135,11 +135,15 @@ def run_curriculum(
         The contents of `curriculum.json`.
 
     Raises:
-        InputError: The folder holds a run with other settings, `evaluate` does not give `metric`, or ZeRO-3 is to be
-            validated inside a stage.
+        InputError: The model is no causal LM, the folder holds a run with other settings, `evaluate` does not give
+            `metric`, or ZeRO-3 is to be validated inside a stage.
         RuntimeError: A stage does not start from its own reference (see `ProgressiveCurriculum`).
     """
     _check_arguments(stages, args)
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"start_from: the model is an encoder-decoder ({model.config.model_type}); Softmax-DPO takes causal LMs"
+        )
     run = CurriculumRun(model, tokenizer, Path(output_dir), args, metric, evaluate, keep_policies)
     with undivided() as run.divided_by:
         if validate_steps and is_zero3(run.divided_by):

@@ -64,8 +64,8 @@ class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
             log-probabilities are those by which it recommends, and completions are SCIDs.
 
     Raises:
-        ValueError: The settings leave the reference undefined, the model cannot follow a shared prompt, images are
-            to be read, or the likelihood is not what the model was trained with.
+        ValueError: The settings leave the reference undefined, the model is no causal LM or cannot follow a shared
+            prompt, images are to be read, or the likelihood is not what the model was trained with.
         InputError: A row is not usable; names the dataset, the row and the column.
     """
 
@@ -91,6 +91,8 @@ class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
         _check_reference(model, ref_model, args)
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("images are not implemented by Softmax-DPO; pass the tokenizer as processing_class")
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise ValueError("Softmax-DPO reads prompt and completion as one sequence; pass a causal LM as model")
         self.likelihood = likelihood  # the parent computes the reference
         forward = None if isinstance(model, str) else _language_model(model).__dict__.get("forward")
         super().__init__(

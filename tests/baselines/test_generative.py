@@ -181,12 +181,19 @@ def test_options_go_to_their_stages():
         ({"generative": {"LC-Rec": LC_REC | {"dpo": "a"}}}, "got 'dpo', expected some of scid, sft, sp_dpo"),
         ({"generative": {"LC-Rec": LC_REC | {"space": {"dropout": 0.1}}}}, "space needs a list of values"),
         ({"generative": {"LC-Rec": LC_REC | {"space": {"sp_dpo.beta": [1]}}}}, "no file for stage 'sp_dpo'"),
-        ({"k": 20, "num_beams": 10}, "num_beams: got 10, expected at least k, 20"),
+        (
+            {"k": 20, "num_beams": 10, "systems": ["LC-Rec"], "generative": {"LC-Rec": LC_REC}},
+            "num_beams: got 10, expected at least k, 20",
+        ),
     ],
 )
 def test_wrong_entries_are_named(options, message):
     with pytest.raises(InputError, match=message):
         StudySettings(**{"systems": ["popularity"]} | options)
+
+
+def test_the_beam_is_asked_of_generative_systems_alone():
+    assert StudySettings(systems=["popularity"], k=100, num_beams=20).k == 100
 
 
 def test_what_is_not_there_is_named(split, prepared, tmp_path):

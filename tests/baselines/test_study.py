@@ -219,7 +219,7 @@ def test_cells_depend_on_what_they_see(split, tmp_path):
 
 def test_lists_are_as_long_as_a_system_needs_at_least(split, tmp_path):
     for k in (10, 20, 120):
-        options = {"trials": 1, "seeds": [1], "max_epochs": 1, "num_beams": 120}
+        options = {"trials": 1, "seeds": [1], "max_epochs": 1}
         study = Study(split, INPUTS, quick(systems=["two-tower"], k=k, **options), tmp_path)
         study.run()
         assert study.per_user()["list_length"].unique().to_list() == [max(k, 100)]

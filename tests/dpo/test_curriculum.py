@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from align3gr.dpo.curriculum import ProgressiveCurriculum, run_curriculum
 from align3gr.dpo.curriculum_stage import CurriculumStage
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.shared_prefix import shared_prefix_logps, tree_batch
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
+from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
 from align3gr.errors import InputError
 
 STAGES = [CurriculumStage("easy", "easy", 6), CurriculumStage("hard", "hard", 6, learning_rate=5e-3, beta=0.2)]
@@ -370,3 +372,15 @@ def test_stale_reference_is_caught_in_training(run, llama, monkeypatch):
     )
     with pytest.raises(RuntimeError, match="stage easy: the first preference loss is"):
         run(llama())
+
+
+def test_an_encoder_decoder_is_refused(run, tokenizer):
+    config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(
+        InputError, match=r"start_from: the model is an encoder-decoder \(t5\); Softmax-DPO takes causal"
+    ):
+        run(model)
+    rows = Dataset.from_list([{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [[3]]}])
+    with pytest.raises(ValueError, match="pass a causal LM as model"):
+        SoftmaxDPOTrainer(model, train_dataset=rows, processing_class=tokenizer)
