@@ -9,10 +9,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from align3gr import Recommender
 from align3gr.checkpoints import last_checkpoint
 from align3gr.errors import InputError
 from align3gr.recipe import run_recipe
@@ -103,3 +105,13 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path, run_stage):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run_dir: cannot write .*file/run/data\.partial: Not a directory"):
         run_stage("prepare", tmp_path / "file" / "run")
+
+
+def test_a_model_and_the_codes_of_another_training_are_told_apart(smoke_run, tmp_path):
+    model = smoke_run / "sft" / "model"
+    assert Recommender.from_pretrained(model, device="cpu", scid=smoke_run / "scid").assigner is not None
+    shutil.copytree(smoke_run / "scid", tmp_path / "scid")
+    codes = pl.read_parquet(tmp_path / "scid" / "item_codes.parquet")
+    codes.with_columns(pl.col("codes").reverse()).write_parquet(tmp_path / "scid" / "item_codes.parquet")
+    with pytest.raises(InputError, match=r"scid: gives item 'item_000' the SCID .*, the model knows it as"):
+        Recommender.from_pretrained(model, device="cpu", scid=tmp_path / "scid")

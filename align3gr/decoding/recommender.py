@@ -298,7 +298,7 @@ class Recommender:
             model_options: see [`open_model`], such as `dtype`, `attn_implementation` or `is_trainable`.
 
         Raises:
-            InputError: the folder holds no catalogue or no prompt settings.
+            InputError: the folder holds no catalogue or no prompt settings, or `scid` has other codes than the model.
         """
         folder = local_folder(path_or_hub_id, revision)
         if not (folder / ITEM_CODES_FILE).is_file():
@@ -313,6 +313,8 @@ class Recommender:
         if scid is None and (folder / SCID_FOLDER).is_dir():
             scid = folder / SCID_FOLDER
         assigner = None if scid is None else SCIDAssigner.from_pretrained(scid)
+        if assigner is not None:
+            assigner.check_catalogue(items[ITEM_ID].cast(pl.String), items[CODES])
         trie_file = folder / TRIE_FILE
         return cls(model, tokenizer, items, users, prompt_builder, num_beams, widths, batch_size, trie_file, assigner)
 

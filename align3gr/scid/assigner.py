@@ -1,7 +1,7 @@
 """SCIDs for items and users that came after training, from the saved folder of the token level alone."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +109,29 @@ class SCIDAssigner:
     def save_item_codes(self, path: str | Path) -> None:
         """Writes [`item_codes`] as the table that later stages read."""
         save_codes(path, ITEM_ID, self._ids, self._codes)
+
+    def check_catalogue(self, item_ids: Iterable[str], codes: Iterable[Sequence[int]]) -> None:
+        """Refuses a catalogue with other SCIDs: the model that was trained on those reads these as other items.
+
+        Args:
+            item_ids: ids of the catalogue.
+            codes: SCID of each, as many integers as there are levels.
+
+        Raises:
+            InputError: an item has another SCID here, or none of them is known. Items that came later may be missing.
+        """
+        advice = "take the folder scid that the model was trained on"
+        known = 0
+        for item_id, scid in zip(item_ids, codes, strict=True):
+            if (row := self._rows.get(item_id)) is None:
+                continue
+            known += 1
+            if (own := self._codes[row].tolist()) != list(scid):
+                raise InputError(
+                    f"scid: gives item {item_id!r} the SCID {own}, the model knows it as {list(scid)}; {advice}"
+                )
+        if not known:
+            raise InputError(f"scid: knows no item of the model's catalogue; {advice}")
 
     def add_items(self, item_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Codes of items; those that are known already keep theirs.

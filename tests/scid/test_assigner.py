@@ -119,3 +119,16 @@ def test_refusals(folder, tmp_path):
         SCIDAssigner.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="need free codes"):
         assigner.add_items([f"many{i}" for i in range(100)], [KINDS[0]] * 100)
+
+
+def test_a_catalogue_of_other_scids_is_refused(folder):
+    assigner = SCIDAssigner.from_pretrained(folder)
+    ids, codes = assigner.item_codes.ids, assigner.item_codes.codes.tolist()
+    assigner.check_catalogue(ids, codes)
+    assigner.check_catalogue(["later", *ids], [[0, 0, 0], *codes])
+    with pytest.raises(
+        InputError, match=r"scid: gives item '1' the SCID \[.*\], the model knows it as \[9, 9, 9\]; take"
+    ):
+        assigner.check_catalogue(ids[:2], [codes[0], [9, 9, 9]])
+    with pytest.raises(InputError, match="scid: knows no item of the model's catalogue"):
+        assigner.check_catalogue(["x"], [[0, 0, 0]])
