@@ -214,7 +214,7 @@ def test_trained_embeddings_rank_better_than_the_features(tmp_path):
 
 def test_training_that_diverges_says_so(tmp_path):
     users, items, sequences = market()
-    with pytest.raises(InputError, match=r"learning_rate: training diverged at 1e\+30; lower it"):
+    with pytest.raises(InputError, match=r"learning_rate: the loss of step 2 is nan at a rate of 1e\+30; lower it"):
         train_dual_scid(
             small_model(), users, items, sequences, dataclasses.replace(SHORT, learning_rate=1e30), tmp_path
         )
