@@ -207,7 +207,7 @@ def main() -> None:
     exponents = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if len(rows) > 1 and name not in ("items", "users", "kept", "moved"):
+        if len(rows) > 1 and name not in ("items", "users", "interactions", "kept", "moved"):
             exponents[name] = exponent([int(row["interactions"]) for row in rows], values)
         shown = [f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}" for value in values]
         table.add_row(name, *shown, f"{exponents[name]:.2f}" if name in exponents else "")

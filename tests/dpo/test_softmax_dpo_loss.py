@@ -45,3 +45,29 @@ def test_masked_slots_have_no_influence_and_no_gradient():
     value.sum().backward()
     assert value.item() == pytest.approx(math.log(1 + math.e), abs=1e-6)
     assert rejected.grad[0, 1] == 0 and rejected.grad[0, 0] > 0
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+@pytest.mark.parametrize("drawn_from", ["reference", "elsewhere"])
+def test_the_optimum_is_the_reference_times_a_power_of_data_over_rejected(beta, drawn_from):
+    """What docs/preference-level.md says of beta, for a policy that is a table of five items: every pair, weighed."""
+    data = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05], dtype=torch.float64)
+    reference = torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1], dtype=torch.float64)
+    rejected = reference if drawn_from == "reference" else torch.full((5,), 0.2, dtype=torch.float64)
+    logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+    chosen, other = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        ratio = logits.log_softmax(0) - reference.log()
+        pairs = softmax_dpo_loss(ratio[chosen], ratio[other, None], torch.ones(25, 1, dtype=torch.bool), beta)
+        loss = (pairs * data[chosen] * rejected[other]).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    expected = reference * (data / rejected) ** (1 / beta)
+    assert torch.allclose(logits.softmax(0), expected / expected.sum(), atol=1e-5)
