@@ -5,6 +5,7 @@ a random position of the train sequence) or one an item. Only the train split is
 class here, listed in `TASKS`, and one block of templates.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,7 +122,7 @@ class TaskData:
             yield user, int(rng.integers(1, len(self.sequences[user])))
 
 
-class Task:
+class Task(ABC):
     """A task of multi-task fine-tuning.
 
     Attributes:
@@ -133,9 +134,9 @@ class Task:
     fields: frozenset[str]
 
     @staticmethod
+    @abstractmethod
     def examples(data: TaskData, rng: np.random.Generator) -> Iterator[Example]:
         """One pass: the values of all fields, None where there is none."""
-        raise NotImplementedError
 
 
 class SequentialItemPrediction(Task):
