@@ -89,6 +89,19 @@ def start_model(run_dir: str | Path, start_from: str) -> Path:
     return folder
 
 
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options of a stage as words of a command line; a dictionary, such as a stage of a curriculum, as in a file.
+
+    >>> option_words({"tasks": ["sequential", "item_text"], "user_scid": False})
+    ['--tasks', 'sequential', 'item_text', '--user_scid', 'false']
+    """
+    words: list[str] = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values)]
+    return words
+
+
 @contextmanager
 def stage(
     run_dir: str | Path,

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,8 +51,12 @@ def launched() -> "PartialState":
     return process
 
 
+@cache
 def _refuse_old_locks() -> None:
-    """DeepSpeed compiles parts of itself at its first start; whoever finds a lock there waits until it is gone."""
+    """DeepSpeed compiles parts of itself at its first start; whoever finds a lock there waits until it is gone.
+
+    Looked at once, as a process starts: a launch that is under way is no longer concerned.
+    """
     from torch.utils.cpp_extension import get_default_build_root
 
     for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).glob("**/lock"):

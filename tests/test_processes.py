@@ -12,7 +12,7 @@ import pytest
 from align3gr import Recommender
 from align3gr.errors import InputError
 from align3gr.pipeline import read_manifest
-from align3gr.processes import in_shares, launched, share
+from align3gr.processes import _refuse_old_locks, in_shares, launched, share
 from tests.conftest import SMOKE, without_times
 from tests.launching import launch_command, run
 
@@ -58,8 +58,11 @@ def test_the_lock_of_a_killed_compilation_is_named_and_nobody_waits_for_it(monke
     lock.parent.mkdir()
     lock.touch()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    _refuse_old_locks.cache_clear()
     assert launched().num_processes == 1  # a process may be compiling right now
     os.utime(lock, (time.time() - 700,) * 2)
+    assert launched().num_processes == 1  # a launch that has started is not stopped by it
+    _refuse_old_locks.cache_clear()
     with pytest.raises(InputError, match=r"deepspeed_shm_comm/lock: left by a process that was killed"):
         launched()
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")

@@ -7,9 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +26,7 @@ from align3gr.ablation.judging import judge
 from align3gr.ablation.table import write_table
 from align3gr.data.schema import PROFILE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, stage_folder
+from align3gr.pipeline import MANIFEST, option_words, stage_folder
 from align3gr.scid.code_table import load_codes, save_codes
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -
         options["start_from"] = cell.after.stage
     started = time.perf_counter()
     base = arguments.base_of(cell.stage)
-    words = ["--config", base, "--run_dir", str(cell.folder), "--seed", str(cell.seed), *_words(options)]
+    words = ["--config", base, "--run_dir", str(cell.folder), "--seed", str(cell.seed), *option_words(options)]
     launcher = ["--accelerate_config", arguments.accelerate_config] if arguments.accelerate_config else []
     command = [sys.executable, "-m", "align3gr.cli", cell.stage, *launcher, *words]
     if status := subprocess.call(command, env=os.environ):
@@ -160,12 +159,3 @@ def _permute(folder: Path, name: str, rng: np.random.Generator) -> None:
     ids = pl.read_parquet(path)[USER_ID]
     codes = load_codes(path, USER_ID, ids)
     save_codes(path, USER_ID, ids, codes[rng.permutation(len(codes))])
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command line; a stage of a curriculum with options of its own is written as in a file."""
-    words: list[str] = []
-    for name, value in options.items():
-        values: Sequence[Any] = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values)]
-    return words

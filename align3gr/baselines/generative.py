@@ -25,7 +25,7 @@ from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, option_words, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codes
 
 logger = logging.getLogger(__name__)
@@ -196,19 +196,6 @@ def by_stage(setting: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         stage, _, option = name.rpartition(".")
         options.setdefault(stage or DEFAULT_STAGE, {})[option] = value
     return options
-
-
-def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Options as words of a command line.
-
-    >>> option_words({"tasks": ["sequential", "item_text"], "user_scid": False})
-    ['--tasks', 'sequential', 'item_text', '--user_scid', 'false']
-    """
-    words: list[str] = []
-    for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values)]
-    return words
 
 
 def stage_chains(

@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from align3gr.baselines import GenerativeSystem, Study, StudySettings, stage_chains
-from align3gr.baselines.generative import by_stage, option_words
+from align3gr.baselines.generative import by_stage
 from align3gr.data import Split
 from align3gr.errors import InputError
+from align3gr.pipeline import option_words
 from tests import launching
 from tests.conftest import ROOT, SMOKE
 
