@@ -6,6 +6,7 @@ depend on the number of processes.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -49,6 +50,17 @@ def launched() -> "PartialState":
             "with a configuration that joins them, such as accelerate_configs/cpu_ddp.yaml"
         )
     return process
+
+
+def leave() -> None:
+    """Takes this process out of its launch; the last thing that it does when all its work is done.
+
+    Where a process group is still there as Python ends, its threads may abort the process, and the launcher reports
+    a failure of a run whose files are all written (pytorch#190489). Does nothing in a process of its own.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @cache

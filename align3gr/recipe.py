@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from align3gr.errors import InputError
+from align3gr.processes import leave
 
 # Options of `TrainingArguments` that leave the result as it is.
 _NO_SETTINGS = {"output_dir", "run_name", "logging_dir", "report_to", "disable_tqdm", "logging_steps", "use_cpu"}
@@ -74,6 +75,7 @@ def run_recipe(main: Callable[[], None]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main()
+        leave()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -106,10 +106,11 @@ def test_two_machines_meet_at_the_first_one(rank):
 def test_launches_of_two_machines_join(tmp_path):
     script = tmp_path / "who.py"
     script.write_text(
-        "from align3gr.processes import launched\n"
+        "from align3gr.processes import launched, leave\n"
         "process = launched()\n"
         "process.wait_for_everyone()\n"
         "print('joined', process.process_index, process.num_processes)\n"
+        "leave()\n"
     )
     file = str(ROOT / "accelerate_configs" / "multi_node.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]

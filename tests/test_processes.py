@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import torch
 
 from align3gr import Recommender
 from align3gr.errors import InputError
 from align3gr.pipeline import read_manifest
-from align3gr.processes import _refuse_old_locks, in_shares, launched, share
+from align3gr.processes import _refuse_old_locks, in_shares, launched, leave, share
+from align3gr.recipe import run_recipe
 from tests.conftest import SMOKE, without_times
 from tests.launching import launch_command, run
 
@@ -23,7 +25,7 @@ import sys
 import numpy as np
 from align3gr import Recommender
 from align3gr.decoding import generate_rankings
-from align3gr.processes import in_shares, launched
+from align3gr.processes import in_shares, launched, leave
 
 process = launched()
 assert process.num_processes == 2, process.num_processes
@@ -42,7 +44,22 @@ for rows in map(int, sys.argv[3:]):
     )
     assert shared.allowed.shape == (rows, 4) and (shared.allowed >= 0).all()
     assert all(np.array_equal(one, two) for one, two in zip(alone, shared, strict=True))
+leave()
 """
+
+
+def test_a_recipe_that_is_done_leaves_its_launch(tmp_path):
+    """Threads of a group that is still there as Python ends may abort the process."""
+
+    def work() -> None:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+
+    try:
+        run_recipe(work)
+        assert not torch.distributed.is_initialized()
+    finally:
+        leave()
+    run_recipe(lambda: None)  # nor does it matter that there was none
 
 
 def test_fsdp_without_a_gpu_is_refused(monkeypatch):

@@ -173,7 +173,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
         command = _accelerate(parsed.accelerate_config)
         return subprocess.call([*command, "-m", "align3gr.cli", "recommend", *_split_launcher(arguments)[1]])
     from align3gr.decoding.recommender import Recommender
-    from align3gr.processes import launched
+    from align3gr.processes import launched, leave
 
     process = launched()
     recommender = Recommender.from_pretrained(
@@ -193,6 +193,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
     )
     if process.is_main_process:
         print(f"{parsed.output}: lists for {users:,} users")
+    leave()
     return 0
 
 

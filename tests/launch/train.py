@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from align3gr.processes import leave
 from align3gr.sft.lora import LoRAArguments, add_lora, save_adapter
 from align3gr.sft.pretrained import load_backbone
 
@@ -58,6 +59,7 @@ def main(base: str, output: str, way: str, total_batch: int = 8) -> None:
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         }
         Path(output, "launch.json").write_text(json.dumps(facts))
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align3gr.dpo import SoftmaxDPOConfig, SoftmaxDPOTrainer
+from align3gr.processes import leave
 
 VOCABULARY, NEW_TOKENS, TOTAL_BATCH = 2000, list(range(1900, 2000)), 8
 
@@ -107,6 +108,7 @@ def main(output: str, way: str) -> None:
             ],
         }
         Path(output, "launch.json").write_text(json.dumps(facts))
+    leave()
 
 
 if __name__ == "__main__":
