@@ -93,6 +93,20 @@ def test_the_probe_of_copying_agrees_with_the_search(smoke_run):
 
 
 @pytest.mark.long
+def test_the_difficulty_benchmark_sees_what_is_hard_in_the_bucket_alone(smoke_run):
+    command = [sys.executable, str(ROOT / "benchmarks" / "difficulty.py"), "--run_dir", str(smoke_run)]
+    output = subprocess.run([*command, "--prompts", "150"], capture_output=True, text=True, check=True).stdout
+    rows = json.loads(output.splitlines()[-1])["rows"]
+    assert len(rows) == 2 * 3 * 3 and all(row["mean_rejected"] <= 20 for row in rows)
+    even = {(row["measure"], row["bucket"]): row["accuracy"] for row in rows if row["source"] == "drawn evenly"}
+    for measure in ("prefix", "cosine"):
+        assert 1 > even[measure, "easy"] > even[measure, "hard"] > 0
+    # A beam has no items that the policy finds improbable.
+    beam = {(row["measure"], row["bucket"]): row["accuracy"] for row in rows if row["source"] == "best of the beam"}
+    assert beam["cosine", "easy"] < even["cosine", "easy"]
+
+
+@pytest.mark.long
 def test_the_scaling_benchmark_measures_every_part_and_fits_its_growth(monkeypatch):
     scaling = benchmark("scaling")
     assert scaling.exponent([10, 100, 1000], [3.0, 300.0, 30000.0]) == pytest.approx(2)
