@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from align3gr.ablation.codes import SCID, RowCodes, check_codes, code_inputs, read_options, row_codes
 from align3gr.errors import InputError
 from align3gr.pipeline import content_hash, stage_folder
 
 CELL_FILE = "cell.json"
 CONTROLS = ("shuffled user SCIDs", "shuffled profiles")
 SPLITS = ("validation", "test")
+FIGURE_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 # What a row can train, in the order in which one can start from the other.
 ROW_STAGES = ("sft", "sp_dpo", "rf_dpo")
 # Options of a row that are the table's own; all others are those of the row's stage.
-ROW_OPTIONS = ("stage", "after", "against", "control")
+ROW_OPTIONS = ("stage", "after", "against", "control", SCID)
 
 
 @dataclass
@@ -31,7 +31,7 @@ class AblationArguments:
     base: dict[str, str] | str | None = field(
         metadata={
             "help": "YAML of options that all sft rows share, such as recipes/yelp/sft.yaml; in a file also one for "
-            f"each stage: {', '.join(ROW_STAGES)}."
+            f"each stage: {', '.join((SCID, *ROW_STAGES))}."
         }
     )
     rows: dict = field(
@@ -40,7 +40,8 @@ class AblationArguments:
             "help": "For each row the options that differ; `against`: the row to compare with, if not the one above; "
             f"`control`: what to exchange between users, so that a gain must vanish: {', '.join(CONTROLS)}; `stage`: "
             f"{' (default), '.join(ROW_STAGES[:2])} or {ROW_STAGES[2]}; `after`: the row above whose model a "
-            "preference row starts from."
+            "preference row starts from; `scid`: codes of an sft row's own, as options of the stage that differ or as "
+            "another file of it."
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each row."})
@@ -55,6 +56,13 @@ class AblationArguments:
         default=None, metadata={"help": "Launch each training through accelerate with this configuration."}
     )
 
+    figure: str | None = field(
+        default=None,
+        metadata={
+            "help": "Draw the rows as steps of a figure, in this metric: recall or ndcg at 5 or 10, such as recall@10."
+        },
+    )
+
     def against(self, row: str) -> str | None:
         """The row that a row is compared with; None for the first."""
         names = list(self.rows)
@@ -64,6 +72,11 @@ class AblationArguments:
     def stage(self, row: str) -> str:
         """What a row trains, one of `ROW_STAGES`."""
         return self.rows[row].get("stage", ROW_STAGES[0])
+
+    def has_codes(self, row: str) -> bool:
+        """Whether a row, or the one that it comes after, has codes of its own in place of the run's."""
+        options = self.rows[row]
+        return SCID in options or ("after" in options and self.has_codes(options["after"]))
 
     def base_of(self, stage: str) -> str:
         """The YAML of options that all rows of a stage share.
@@ -94,6 +107,8 @@ class AblationArguments:
             if options.get("control", CONTROLS[0]) not in CONTROLS:
                 raise InputError(f"rows: {name}: control {options['control']!r}, expected {' or '.join(CONTROLS)}")
             _check_stage(self, name, known[:place])
+        if self.figure is not None and self.figure not in FIGURE_METRICS:
+            raise InputError(f"figure: got {self.figure!r}, choose from {', '.join(FIGURE_METRICS)}")
         if len({_slug(name) for name in self.rows}) != len(self.rows) or not _slug(self.name):
             raise InputError("rows: two names give the same folder; change one")
 
@@ -109,6 +124,7 @@ class Cell:
         key: hash of everything that its result depends on.
         stage: what it trains, one of `ROW_STAGES`.
         after: the cell whose model it starts from; None where it starts from a base model.
+        codes: codes of its own, also those of the cell that it comes after; None where it has the run's.
     """
 
     row: str
@@ -117,6 +133,7 @@ class Cell:
     key: str
     stage: str = ROW_STAGES[0]
     after: "Cell | None" = None
+    codes: RowCodes | None = None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -140,19 +157,26 @@ class Cell:
 
 def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
     """All cells of a table, seed by seed, so that an interrupted table has whole columns."""
-    run_dir = Path(arguments.run_dir)
-    files = {stage: _file_hashes(arguments, stage) for stage in {arguments.stage(row) for row in arguments.rows}}
+    run_dir, table = Path(arguments.run_dir), Path(arguments.run_dir) / arguments.name
+    kinds = {(arguments.stage(row), arguments.has_codes(row)) for row in arguments.rows}
+    files = {(stage, own): _file_hashes(arguments, stage, own) for stage, own in kinds}
+    inputs = code_inputs(run_dir) if any(own for _, own in kinds) else []
     judged = [arguments.split, arguments.num_beams, arguments.users]
     for seed in arguments.seeds:
         of_seed: dict[str, Cell] = {}
         for row, options in arguments.rows.items():
             stage, after = arguments.stage(row), of_seed.get(options.get("after", ""))
-            parts = [files[stage], options, seed, judged]
+            codes = None if after is None else after.codes
+            if SCID in options:
+                codes = row_codes(table, inputs, lambda: arguments.base_of(SCID), options[SCID], seed)
+            parts = [files[stage, arguments.has_codes(row)], options, seed, judged]
             if after is not None:
                 parts += [after.key, _feedback_hash(arguments.base_of(stage), options)]
+            elif codes is not None:
+                parts += [codes.key]
             text = json.dumps(parts, sort_keys=True)
-            folder = run_dir / arguments.name / _slug(row) / f"seed-{seed}"
-            of_seed[row] = Cell(row, seed, folder, hashlib.sha256(text.encode()).hexdigest(), stage, after)
+            key = hashlib.sha256(text.encode()).hexdigest()
+            of_seed[row] = Cell(row, seed, table / _slug(row) / f"seed-{seed}", key, stage, after, codes)
             yield of_seed[row]
 
 
@@ -166,33 +190,36 @@ def _check_stage(arguments: AblationArguments, name: str, above: list[str]) -> N
     if not earlier:
         if after is not None:
             raise InputError(f"rows: {name}: after {after!r}, but an sft row starts from its base model; leave it out")
+        if SCID in options:
+            check_codes(name, options[SCID], lambda: arguments.base_of(SCID))
         return
     if after not in above or arguments.stage(after) not in earlier:
         raise InputError(f"rows: {name}: after {after!r}, expected an {' or '.join(earlier)} row above it")
-    for option in ("control", "start_from"):
+    for option in ("control", "start_from", SCID):
         if option in options:
             raise InputError(f"rows: {name}: {option} follows from the row that it comes after; leave it out")
 
 
-def _file_hashes(arguments: AblationArguments, stage: str) -> list[str]:
-    """Content of all files that the rows of a stage may read."""
+def _file_hashes(arguments: AblationArguments, stage: str, own_codes: bool) -> list[str]:
+    """Content of all files that the rows of a stage may read; without the run's codes where they have their own."""
     run_dir, base = Path(arguments.run_dir), Path(arguments.base_of(stage))
     data, scid = stage_folder(run_dir, "prepare"), stage_folder(run_dir, "scid")
     # The files that a training may read, not the manifests beside them, which hold times.
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation", "test")]
-    inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json", base]
+    codes = [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
+    inputs += [base] if own_codes else [*codes, base]
     for path in inputs:
         if not path.exists():
             advice = "name an existing file as base" if path == base else "run the stages up to scid first"
             raise InputError(f"{path}: not found; {advice}")
-    inputs += [path for path in (data / "reviews.parquet", scid / "model", scid / "encoders") if path.exists()]
+    more = [data / "reviews.parquet"] + ([] if own_codes else [scid / "model", scid / "encoders"])
+    inputs += [path for path in more if path.exists()]
     return [content_hash(path) for path in inputs]
 
 
 def _feedback_hash(base: str, options: Mapping[str, Any]) -> str | None:
     """Content of the table of feedback that a preference row learns from, wherever it is named."""
-    shared = yaml.safe_load(Path(base).read_text(encoding="utf-8"))
-    table = options.get("feedback_table", shared.get("feedback_table") if isinstance(shared, dict) else None)
+    table = options.get("feedback_table", read_options(base).get("feedback_table"))
     return content_hash(Path(table)) if table else None
 
 

@@ -22,11 +22,12 @@ from align3gr.ablation.cells import (
     Cell,
     table_cells,
 )
+from align3gr.ablation.codes import SCID, codes_record
 from align3gr.ablation.judging import judge
 from align3gr.ablation.table import write_table
 from align3gr.data.schema import PROFILE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, option_words, stage_folder
+from align3gr.pipeline import MANIFEST, option_words, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codes, save_codes
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -
         (cell.folder / CELL_FILE).unlink(missing_ok=True)
     row = arguments.rows[cell.row]
     options = {name: value for name, value in row.items() if name not in ROW_OPTIONS}
+    if cell.codes is not None:
+        cell.codes.train(Path(arguments.run_dir))
     _share_inputs(Path(arguments.run_dir), cell, row.get("control"))
     if cell.stage == "rf_dpo" and cell.after is not None:
         options["start_from"] = cell.after.stage
@@ -94,7 +97,8 @@ def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -
             f"{cell.row}, seed {cell.seed}: the training ended with status {status}; its message is above"
         )
     trained = time.perf_counter() - started
-    found = judge(arguments, cell)
+    found = judge(arguments, cell) | {"codes": codes_record(stage_folder(cell.folder, SCID))}
+    found |= {name: read_manifest(cell.trained)[name] for name in ("settings", "versions")}
     result = {"key": cell.key, "row": cell.row, "seed": cell.seed, "options": row}
     result |= {"train_seconds": trained, "judge_seconds": time.perf_counter() - started - trained} | found
     partial = cell.folder / f"{CELL_FILE}.partial"
@@ -119,7 +123,8 @@ def _share_inputs(run_dir: Path, cell: Cell, control: str | None) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     _unlink_stages(cell)
     for name in ("prepare", "scid"):
-        source = stage_folder(run_dir if cell.after is None else cell.after.folder, name)
+        made = run_dir if name != SCID or cell.codes is None else cell.codes.folder
+        source = stage_folder(made if cell.after is None else cell.after.folder, name)
         target = stage_folder(cell.folder, name)
         if target.is_symlink():
             target.unlink()
