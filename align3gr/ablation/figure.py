@@ -67,7 +67,7 @@ def draw_steps(steps: Sequence[Step], metric: str, folder: Path) -> "Figure":
     from matplotlib.figure import Figure
 
     # No pyplot: it keeps global state and may look for a screen.
-    figure = Figure(figsize=(1.6 + 1.35 * len(steps), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7.2, 1.6 + 1.35 * len(steps)), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     top = 100 * max(max(step.values) for step in steps) or 1.0
