@@ -9,7 +9,7 @@ from align3gr.baselines import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popul
 from align3gr.data import RatingScale, Split, SyntheticMarket
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.data.synthetic import CONFIG_NAME
-from align3gr.decoding import Recommender
+from align3gr.decoding import HistoryCache, Recommender
 from align3gr.encoders import Embeddings
 from align3gr.evaluation import (
     PER_USER_FILE,
@@ -43,6 +43,10 @@ class EvaluateArguments:
     batch_size: int = field(default=0, metadata={"help": "Prompts in one search; 0 takes as many as fit."})
     stage_users: int = field(
         default=0, metadata={"help": "Fixed sample of users for the stages before the last one; 0 takes all users."}
+    )
+    history_cache: float = field(
+        default=0.0,
+        metadata={"help": "Mean share of the users' own history in another row beside each final policy; 0 for none."},
     )
     seed: int = field(default=42, metadata={"help": "Seed of the sample."})
     liked_from: float = field(default=4.0, metadata={"help": "Lowest rating that is liked."})
@@ -90,7 +94,10 @@ def main() -> None:
         }
         whole = [name for name, folder in folders.items() if folder.name == "model"]
         batch_size = arguments.batch_size or "auto"
-        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, batch_size, latest_first=whole)
+        cache = None
+        if arguments.history_cache:
+            cache = HistoryCache.fit(split.train_sequences(), arguments.history_cache)
+        judge_policies(evaluation, policies, recommender, item_codes, user_codes, k, batch_size, whole, cache)
         if not process.is_main_process:
             return
         rows = evaluation.results

@@ -8,7 +8,7 @@ from trl import SFTConfig
 from align3gr.checkpoints import gathered_weights, take_up
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
-from align3gr.decoding import Recommender
+from align3gr.decoding import HistoryCache, Recommender
 from align3gr.errors import InputError
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import parse, run_recipe, training_settings
@@ -79,13 +79,11 @@ def main() -> None:
             split.items.select(ITEM_ID, TITLE).with_columns(codes_column(item_codes)),
             split.users.select(USER_ID).with_columns(codes_column(all_user_codes)),
             prompts,
+            history_cache=HistoryCache.fit(split.train_sequences()),
         )
         training.output_dir = str(work.folder / "trainer")
-        validate = None
-        if validated:
-            validate = recommending_validation(
-                recommender, split, item_codes, all_user_codes, arguments, training.seed
-            )
+        judged = item_codes, all_user_codes, arguments, training.seed
+        validate = recommending_validation(recommender, split, *judged) if validated else None
         trainer = make_trainer(model, tokenizer, rows, training, arguments, recommender, validate, t5.loss_temperature)
         log = take_up(trainer)
         weights = gathered_weights(trainer)

@@ -73,15 +73,18 @@ def test_the_table_has_every_system_and_every_stage(smoke_run):
         "five latest, then item-kNN",
         "SFT",
         "five latest, then SFT",
+        "SFT + history cache",
         "SP-DPO easy",
         "SP-DPO medium",
         "SP-DPO hard",
         "SP-DPO, best stage on validation",
         "five latest, then SP-DPO, best stage on validation",
+        "SP-DPO, best stage on validation + history cache",
         "RF-DPO disliked",
         "RF-DPO neutral",
         "RF-DPO, best stage on validation",
         "five latest, then RF-DPO, best stage on validation",
+        "RF-DPO, best stage on validation + history cache",
         "best possible",
     ]
     for name, columns in results.items():

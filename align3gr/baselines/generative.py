@@ -182,7 +182,8 @@ class GenerativeSystem:
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         recommender = Recommender.from_pretrained(self.trained.model, num_beams=max(self.num_beams, k))
         prompts = recommender.prompt_builder
-        return rank_policy(recommender.search, prompts, questions, item_codes, user_codes, k)
+        ranked = rank_policy(recommender.search, prompts, questions, item_codes, user_codes, k)
+        return ranked.allowed, ranked.seen_masked
 
 
 def by_stage(setting: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from align3gr.decoding.beam_search import ConstrainedBeamSearch, catalogue_search, generate_rankings
 from align3gr.decoding.candidates import BeamOutput, LeafCandidates
 from align3gr.decoding.exhaustive_search import ExhaustiveSearch
+from align3gr.decoding.history_cache import HistoryCache
 from align3gr.decoding.item_filter import ItemFilter
 from align3gr.decoding.logits_processor import SCIDLogitsProcessor
 from align3gr.decoding.recommender import Recommender
@@ -16,6 +17,7 @@ __all__ = [
     "ConstrainedBeamSearch",
     "ConstrainedSearch",
     "ExhaustiveSearch",
+    "HistoryCache",
     "ItemFilter",
     "LeafCandidates",
     "Recommendation",

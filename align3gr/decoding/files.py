@@ -85,7 +85,7 @@ def recommend_file(
     process = launched()
     source, output = Path(input_file), Path(output_file)
     _check_call(recommender, source, output, k, batch_size=batch_size, part_users=part_users)
-    indices = None if allowed is None else recommender.allowed_indices(allowed, unknown_items, 0)
+    indices = None if allowed is None else recommender.item_sets(allowed, unknown_items, 0)
     if unknown_items != "skip":
         check_items(source, recommender.items[ITEM_ID], part_users)
     size = batch_size or recommender.batch_size

@@ -41,6 +41,12 @@ class Rankings(NamedTuple):
     masked: np.ndarray | None
     masked_scores: np.ndarray | None
 
+    @property
+    def seen_masked(self) -> np.ndarray:
+        """`masked`, where histories were given."""
+        assert self.masked is not None, "ranked without histories"
+        return self.masked
+
 
 def generate_rankings(
     search: ConstrainedSearch,
@@ -126,7 +132,7 @@ def _rank_batch(
         _store(candidates.top(k, deny=seen), items[1], scores[1], everyone)
         short = np.flatnonzero(_is_short(items[1], seen, allowed, denied, search.trie.num_items))
         if len(short):
-            deny = _union([seen[place] for place in short], _rows_of(denied, short))
+            deny = union([seen[place] for place in short], _rows_of(denied, short))
             inputs = _left_pad([prompts[row] for row in rows[short]])
             again = search.search(*inputs, _rows_of(allowed, short), deny, prefix)
             _store(again.top(k), items[1], scores[1], short)
@@ -176,9 +182,10 @@ def _rows_of(sets: Any, rows: np.ndarray) -> Any:
     return [sets[row] for row in rows] if sets is not None and is_by_row(sets) else sets
 
 
-def _union(seen: list[Any], denied: Any) -> list[Any]:
+def union(seen: Sequence[Any], denied: Any) -> list[Any]:
+    """One set a prompt, together with sets of the other form: one for all, one a prompt, or none."""
     if denied is None:
-        return seen
+        return list(seen)
     more = denied if is_by_row(denied) else [denied] * len(seen)
     return [[*a, *b] for a, b in zip(seen, more, strict=True)]
 

@@ -15,8 +15,9 @@ from align3gr.decoding.batch_size import BatchSize
 from align3gr.decoding.beam_search import catalogue_search
 from align3gr.decoding.catalogue_tables import CODES, CatalogueTable
 from align3gr.decoding.code_rows import codes_fingerprint
+from align3gr.decoding.history_cache import HISTORY_CACHE_FILE, HistoryCache
 from align3gr.decoding.item_filter import ItemSets, is_by_row
-from align3gr.decoding.rankings import generate_rankings
+from align3gr.decoding.rankings import generate_rankings, union
 from align3gr.decoding.requests import Recommendation, Request
 from align3gr.decoding.saved_model import open_model
 from align3gr.decoding.trie import SCIDTrie
@@ -73,6 +74,7 @@ class Recommender:
         batch_size: BatchSize = "auto",
         trie_file: str | Path | None = None,
         assigner: SCIDAssigner | None = None,
+        history_cache: HistoryCache | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -92,6 +94,7 @@ class Recommender:
         self.search = catalogue_search(model, trie, vocabulary.item_tokens, num_beams, widths)
         self.batch_size = batch_size
         self.assigner = assigner
+        self.history_cache = history_cache
         self._item_ids = self.items[ITEM_ID].to_list()
         self._titles = self.items[TITLE].to_list()
 
@@ -114,6 +117,7 @@ class Recommender:
         progress: bool = False,
         allowed: Sequence[str] | Sequence[Sequence[str]] | None = None,
         user_profiles: Sequence[str | None] | None = None,
+        denied: Sequence[str] | Sequence[Sequence[str]] | None = None,
     ) -> list[list[Recommendation]]:
         """The `k` most probable next items of each user, best first; items that share an SCID in row order.
 
@@ -129,6 +133,7 @@ class Recommender:
             progress: show a progress bar.
             allowed: item ids that alone may be shown, one list for all users or one each.
             user_profiles: profile texts for users outside the table; they need an assigner. None for no profile.
+            denied: item ids that must not be shown, in the form of `allowed`.
 
         Raises:
             InputError: an unknown item, `k` out of range, arguments of another length than `histories`, a profile
@@ -144,8 +149,9 @@ class Recommender:
             k,
             exclude_seen,
             unknown_items,
-            None if allowed is None else self.allowed_indices(allowed, unknown_items, len(histories)),
+            None if allowed is None else self.item_sets(allowed, unknown_items, len(histories)),
             progress=progress,
+            denied=None if denied is None else self.item_sets(denied, unknown_items, len(histories), "denied"),
         )
 
     def rank(
@@ -157,11 +163,12 @@ class Recommender:
         allowed: ItemSets | None = None,
         batch_size: BatchSize | None = None,
         progress: bool = False,
+        denied: ItemSets | None = None,
     ) -> list[list[Recommendation]]:
-        """[`recommend`] for requests that name their own origin in errors; `allowed` holds rows of `items`."""
+        """[`recommend`] for requests that name their own origin in errors; the sets hold rows of `items`."""
         if unknown_items not in ("raise", "error", "skip"):
             raise InputError(f'unknown_items: got {unknown_items!r}, expected "raise" or "skip"')
-        indices = [self._history(request, unknown_items) for request in requests]
+        indices = [self.item_rows(request.history, unknown_items, request.source) for request in requests]
         prompts = self._prompts(requests, indices)
         rankings = generate_rankings(
             self.search,
@@ -170,15 +177,18 @@ class Recommender:
             k,
             progress=progress,
             allowed=allowed,
-            denied=indices if exclude_seen else None,
+            denied=union(indices, denied) if exclude_seen else denied,
         )
+        items, scores = rankings.allowed, rankings.allowed_scores
+        if self.history_cache is not None and not exclude_seen:
+            items, scores = self.history_cache.mix(items, scores, indices, allowed, denied)
         return [
             [
                 Recommendation(self._item_ids[item], self._titles[item], score)
                 for item, score in zip(row, row_scores, strict=True)
                 if item >= 0
             ]
-            for row, row_scores in zip(rankings.allowed.tolist(), rankings.allowed_scores.tolist(), strict=True)
+            for row, row_scores in zip(items.tolist(), scores.tolist(), strict=True)
         ]
 
     def recommend_file(self, input_file: str | Path, output_file: str | Path, **options: Any) -> int:
@@ -187,38 +197,43 @@ class Recommender:
 
         return recommend_file(self, input_file, output_file, **options)
 
-    def allowed_indices(
-        self, allowed: Sequence[str] | Sequence[Sequence[str]], unknown_items: UnknownItems, users: int
+    def item_sets(
+        self,
+        sets: Sequence[str] | Sequence[Sequence[str]],
+        unknown_items: UnknownItems,
+        users: int,
+        source: str = "allowed",
     ) -> ItemSets:
-        """Rows of `items` for item ids, one list for all users or one each.
+        """Rows of `items` for item ids, one list for all users or one each; `source` is their name in errors.
 
         Raises:
             InputError: an id is not in the catalogue (unless `unknown_items="skip"`), or there is a list for another
                 number of users.
         """
-        if isinstance(allowed, str):
-            raise InputError(f"allowed: got the string {allowed!r}; give a list of item ids")
-        if not is_by_row(allowed):
-            return self._history(Request("allowed", allowed), unknown_items)  # type: ignore[arg-type]
-        if len(allowed) != users:
-            raise InputError(
-                f"allowed: got {len(allowed)} lists for {users} histories; give one a history, or one list"
-            )
-        return [self._history(Request(f"allowed: row {row}", ids), unknown_items) for row, ids in enumerate(allowed)]
+        if isinstance(sets, str) or not is_by_row(sets):
+            return self.item_rows(sets, unknown_items, source)  # type: ignore[arg-type]
+        if len(sets) != users:
+            raise InputError(f"{source}: got {len(sets)} lists for {users} histories; give one a history, or one list")
+        return [self.item_rows(ids, unknown_items, f"{source}: row {row}") for row, ids in enumerate(sets)]
 
-    def _history(self, request: Request, unknown_items: str) -> np.ndarray:
-        if isinstance(request.history, str):
-            raise InputError(
-                f"{request.source} is the string {request.history!r}; give a list of item ids for each user"
-            )
+    def item_rows(
+        self, item_ids: Sequence[str], unknown_items: UnknownItems = "raise", source: str = "items"
+    ) -> np.ndarray:
+        """Rows of `items` for a list of item ids; `source` is its name in errors.
+
+        Raises:
+            InputError: an id is not in the catalogue, unless `unknown_items="skip"`.
+        """
+        if isinstance(item_ids, str):
+            raise InputError(f"{source} is the string {item_ids!r}; give a list of item ids")
         indices = []
-        for item in request.history:
+        for item in item_ids:
             index = self._item_index.get(item)
             if index is not None:
                 indices.append(index)
             elif unknown_items != "skip":
                 raise InputError(
-                    f"{request.source} names item {item!r}, which is not in the catalogue of "
+                    f"{source} names item {item!r}, which is not in the catalogue of "
                     f'{len(self._item_index)} items; correct it, or pass unknown_items="skip"'
                 )
         return np.array(indices, dtype=np.int64)
@@ -273,6 +288,10 @@ class Recommender:
             self.users.write_parquet(folder / USER_CODES_FILE)
         else:  # a table of an earlier save would bring its users back
             (folder / USER_CODES_FILE).unlink(missing_ok=True)
+        if self.history_cache is not None:
+            self.history_cache.save(folder)
+        else:
+            (folder / HISTORY_CACHE_FILE).unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(
@@ -284,6 +303,7 @@ class Recommender:
         widths: Sequence[int] | None = None,
         batch_size: BatchSize = "auto",
         scid: str | Path | None = None,
+        history_cache: float | None = None,
         **model_options: Any,
     ) -> "Recommender":
         """Load what [`Recommender.save_pretrained`] wrote, a model or an adapter, from a folder or from the Hub.
@@ -295,10 +315,13 @@ class Recommender:
             num_beams, widths, batch_size: as for the constructor.
             scid: folder of the token level, or its Hub id, for SCIDs of new users; the folder `scid` of the model's
                 folder where it is None and there is one.
+            history_cache: mean share of the user's own history in the lists, see [`HistoryCache`]; the saved share
+                where it is None, which is 0 after fine-tuning.
             model_options: see [`open_model`], such as `dtype`, `attn_implementation` or `is_trainable`.
 
         Raises:
-            InputError: the folder holds no catalogue or no prompt settings, or `scid` has other codes than the model.
+            InputError: the folder holds no catalogue or no prompt settings, `scid` has other codes than the model, or
+                `history_cache` is out of range or there are no return rates for it.
         """
         folder = local_folder(path_or_hub_id, revision)
         if not (folder / ITEM_CODES_FILE).is_file():
@@ -315,8 +338,13 @@ class Recommender:
         assigner = None if scid is None else SCIDAssigner.from_pretrained(scid)
         if assigner is not None:
             assigner.check_catalogue(items[ITEM_ID].cast(pl.String), items[CODES])
-        trie_file = folder / TRIE_FILE
-        return cls(model, tokenizer, items, users, prompt_builder, num_beams, widths, batch_size, trie_file, assigner)
+        cache = None
+        if history_cache or (folder / HISTORY_CACHE_FILE).is_file():
+            cache = HistoryCache.load(folder)
+        if cache is not None and history_cache is not None:
+            cache = cache.with_share(history_cache)
+        trie_file, search = folder / TRIE_FILE, (num_beams, widths, batch_size)
+        return cls(model, tokenizer, items, users, prompt_builder, *search, trie_file, assigner, cache)
 
 
 def _default_prompts(tokenizer: PreTrainedTokenizerBase) -> PromptBuilder:

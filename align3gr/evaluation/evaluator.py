@@ -1,13 +1,12 @@
 """Full-ranking evaluation of a language model over SCIDs: no sampled negatives, three protocols from one search."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 
 from align3gr.data.tables import EvaluationSet
 from align3gr.decoding.batch_size import BatchSize
-from align3gr.decoding.rankings import generate_rankings
+from align3gr.decoding.rankings import Rankings, generate_rankings
 from align3gr.decoding.search import ConstrainedSearch
 from align3gr.evaluation.metrics import three_columns
 from align3gr.processes import in_shares
@@ -27,7 +26,7 @@ def rank_policy(
     batch_size: BatchSize = "auto",
     progress: bool = True,
     distributed: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Rankings:
     """The lists of a model on a validation or test set: with items of the history, and without.
 
     Args:
@@ -40,18 +39,14 @@ def rank_policy(
         batch_size: prompts in one search, or "auto"; see `generate_rankings`.
         progress: whether to show a progress bar.
         distributed: share the users out over the processes of the launch, see [`generate_rankings`].
-
-    Returns:
-        Two `(questions, k)` int64 item indices, best first, -1 where a list is shorter.
     """
     inputs = [
         prompts.prompt(None if user_codes is None else user_codes[user], item_codes[history])
         for user, history in zip(questions.user_rows, questions.histories, strict=True)
     ]
-    rankings = generate_rankings(
+    return generate_rankings(
         search, inputs, batch_size, k, histories=questions.histories, progress=progress, distributed=distributed
     )
-    return rankings.allowed, cast(np.ndarray, rankings.masked)  # there, since histories were given
 
 
 def rank_histories(rank: Callable[[Sequence[np.ndarray]], np.ndarray], histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -92,10 +87,12 @@ def evaluate_policy(
         progress: whether to show a progress bar.
         distributed: share the users out over the processes of the launch; each gets the same metrics.
     """
-    allowed, masked = rank_policy(
+    ranked = rank_policy(
         search, prompts, questions, item_codes, user_codes, max(ks), batch_size, progress, distributed
     )
-    return three_columns(allowed, masked, questions.targets, questions.histories, ks, questions.ratings)
+    return three_columns(
+        ranked.allowed, ranked.seen_masked, questions.targets, questions.histories, ks, questions.ratings
+    )
 
 
 def sample_users(questions: EvaluationSet, users: int, seed: int) -> EvaluationSet:

@@ -11,6 +11,8 @@ import numpy as np
 
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.decoding.batch_size import BatchSize
+from align3gr.decoding.history_cache import HistoryCache
+from align3gr.decoding.rankings import Rankings
 from align3gr.decoding.recommender import Recommender
 from align3gr.decoding.saved_model import open_model
 from align3gr.evaluation.evaluator import rank_policy
@@ -19,6 +21,7 @@ from align3gr.processes import launched
 
 NUM_LATEST = 5
 LATEST_THEN = "five latest, then"
+WITH_CACHE = " + history cache"
 
 
 def read_curriculum(folder: Path) -> dict[str, Any] | None:
@@ -53,7 +56,8 @@ def judge_policies(
     user_codes: np.ndarray | None,
     k: int,
     batch_size: BatchSize = "auto",
-    latest_first: Collection[str] = (),
+    with_history: Collection[str] = (),
+    history_cache: HistoryCache | None = None,
 ) -> None:
     """Rank the questions with each policy; the processes of a launch share the users, the main one alone judges.
 
@@ -68,12 +72,13 @@ def judge_policies(
         user_codes: `(users, levels)`, or None for prompts without users.
         k: length of the lists.
         batch_size: prompts in one search, or "auto"; see `generate_rankings`.
-        latest_first: rows beside which there is a second one, with five items of the history in front; see
-            [`latest_then`].
+        with_history: rows beside which there is a second one, with five items of the history in front (see
+            [`latest_then`]), and with `history_cache` a third one, mixed with it.
+        history_cache: users' returns, with its share.
     """
     main = launched().is_main_process
     ranked: dict[tuple[str, bytes], str] = {}
-    unseen: dict[str, tuple[np.ndarray, float]] = {}
+    done: dict[str, tuple[Rankings, float]] = {}
     for name, (folder, questions) in policies.items():
         first = ranked.setdefault((weights_hash(folder), questions.user_rows.tobytes()), name)
         if first == name:
@@ -81,18 +86,24 @@ def judge_policies(
             model = open_model(folder)
             model.to(recommender.model.device)
             prompts, search = recommender.prompt_builder, recommender.search.with_model(model)
-            lists = rank_policy(
+            ranking = rank_policy(
                 search, prompts, questions, item_codes, user_codes, k, batch_size, progress=main, distributed=True
             )
-            unseen[name] = lists[1], time.perf_counter() - begun
+            done[name] = ranking, time.perf_counter() - begun
             if main:
-                evaluation.add(name, questions, *lists, seconds=unseen[name][1])
+                evaluation.add(name, questions, ranking.allowed, ranking.seen_masked, seconds=done[name][1])
         elif main:
             evaluation.add_same(name, first)
-        if main and name in latest_first:
-            masked, seconds = unseen[first]
-            fused = latest_then(questions.histories, masked, NUM_LATEST)
-            evaluation.add(f"{LATEST_THEN} {name}", questions, fused, masked, seconds=seconds)
+        if main and name in with_history:
+            ranking, seconds = done[first]
+            unseen = ranking.seen_masked
+            fused = latest_then(questions.histories, unseen, NUM_LATEST)
+            evaluation.add(f"{LATEST_THEN} {name}", questions, fused, unseen, seconds=seconds)
+            if history_cache is not None:
+                begun = time.perf_counter()
+                mixed, _ = history_cache.mix(ranking.allowed, ranking.allowed_scores, questions.histories)
+                seconds += time.perf_counter() - begun
+                evaluation.add(f"{name}{WITH_CACHE}", questions, mixed, unseen, seconds=seconds)
 
 
 def latest_then(histories: Sequence[np.ndarray], unseen: np.ndarray, num_latest: int) -> np.ndarray:
