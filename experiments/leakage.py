@@ -194,7 +194,7 @@ def launch(name: str, recipes: Path, run_dir: Path, **options: Any) -> None:
 
 def mark(folder: Path) -> None:
     """Says in the folder itself what it is."""
-    text = "Made by experiments/leakage.py with the test targets. Nothing that is measured behind it is a result.\n"
+    text = "Made by experiments/leakage.py with the test targets. Nothing that is measured of it is a result.\n"
     (folder / "LEAKING").write_text(text, encoding="utf-8")
 
 
@@ -246,6 +246,8 @@ def run_all(run_dir: Path, recipes: Path, output: Path, seeds: Sequence[int]) ->
             folder = output / "".join(c if c.isalnum() else "-" for c in row.lower()) / f"seed-{seed}"
             after = cells.get((options.get("after", ""), seed))
             cells[row, seed] = Cell(row, seed, folder, key, options.get("stage", "sft"), after)
+    output.mkdir(parents=True, exist_ok=True)
+    mark(output)
     for cell in cells.values():
         if cell.result is None:
             print(f"{cell.row}, seed {cell.seed}", flush=True)

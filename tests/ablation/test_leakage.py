@@ -1,5 +1,6 @@
 """The experiment that leaks on purpose: it does what it says, and the audit finds it."""
 
+import csv
 import shutil
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_the_audit_calls_codes_of_all_pairs_leaking(smoke_run, tmp_path, in_proc
     leakage.make_leak("codes", run_dir, SMOKE, 42)
     status, lines = audit(run_dir, capsys)
     assert status == 1 and lines == ["LEAK  inputs of scid: read validation and test targets, may read none"]
-    assert "Nothing that is measured behind it is a result" in (run_dir / "scid" / "LEAKING").read_text()
+    assert "Nothing that is measured of it is a result" in (run_dir / "scid" / "LEAKING").read_text()
     # The codes are others than those of the same stage without the leak, of the same seed.
     assert read_manifest(smoke_run / "scid")["seed"] == 42
     names = ("item_codes.parquet", "user_codes.parquet")
@@ -99,6 +100,24 @@ def test_the_audit_calls_preferences_for_test_targets_leaking(smoke_run, tmp_pat
     assert len(rows) > 20 and len(set(rows["user_row"])) == len(rows)
     for row in rows:
         assert np.array_equal(row["chosen_ids"], completions[targets[row["user_row"]]])
+
+
+@pytest.mark.long
+def test_the_table_has_honest_and_leaking_rows_and_is_not_made_twice(smoke_run, tmp_path, in_process, monkeypatch):
+    rows = {name: leakage.ROWS[name] for name in ("honest", "codes of all pairs")}
+    monkeypatch.setattr(leakage, "ROWS", rows)
+    leakage.run_all(smoke_run, SMOKE, tmp_path / "leakage", [5])
+    lines = list(csv.DictReader((tmp_path / "leakage" / "table.csv").open()))
+    assert [(line["row"], line["seeds"], line["against"]) for line in lines] == [
+        ("honest", "5", ""),
+        ("codes of all pairs", "5", "honest"),
+    ]
+    assert 0 < float(lines[1]["p over users"]) <= 1 and (tmp_path / "leakage" / "LEAKING").is_file()
+    honest, leaking = (tmp_path / "leakage" / name / "seed-5" for name in ("honest", "codes-of-all-pairs"))
+    assert all(finding.passed for finding in audit_manifests(honest))
+    assert [finding.check for finding in audit_manifests(leaking) if not finding.passed] == ["inputs of scid"]
+    monkeypatch.setattr(leakage, "launch", lambda *_, **__: pytest.fail("ran a finished cell"))
+    leakage.run_all(smoke_run, SMOKE, tmp_path / "leakage", [5])
 
 
 def test_nothing_of_the_package_or_the_recipes_knows_the_experiment():
