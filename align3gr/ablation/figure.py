@@ -74,7 +74,15 @@ def draw_steps(steps: Sequence[Step], metric: str, folder: Path) -> "Figure":
     for place, step in enumerate(steps):
         axis.bar(place, 100 * step.mean, width=0.62, color=_colour(step))
         dots = [place + 0.09 * (number - (len(step.values) - 1) / 2) for number in range(len(step.values))]
-        axis.plot(dots, [100 * value for value in step.values], "o", color=_SEED, markersize=3.2)
+        axis.plot(
+            dots,
+            [100 * value for value in step.values],
+            "o",
+            color=_SEED,
+            markersize=3.6,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+        )
         height = 100 * max(step.mean, *step.values)
         axis.text(place, height + 0.02 * top, _label(step), ha="center", va="bottom", fontsize=9, linespacing=1.35)
     axis.set_xticks(range(len(steps)), [textwrap.fill(step.name, 15) for step in steps], fontsize=9)
