@@ -1,4 +1,4 @@
-"""A table of trainings that differ in stated options: Tables 4 and 5 of the paper, a sweep of learning rates."""
+"""A table of trainings that differ in stated options: Tables 3 to 5 and Figure 4 of the paper, sweeps."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from align3gr.recipe import parse, run_recipe
 def main() -> None:
     (arguments,) = parse([AblationArguments])
     run_table(arguments)
-    print((Path(arguments.run_dir) / arguments.name / "table.md").read_text(encoding="utf-8"))
+    folder = Path(arguments.run_dir) / arguments.name
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    if arguments.figure is not None:
+        print(f"{folder}/figure.svg, {folder}/figure.png")
 
 
 if __name__ == "__main__":
