@@ -123,7 +123,7 @@ def codes_record(folder: Path) -> dict[str, Any]:
         "perplexity": [level.perplexity for level in quality.levels],
         "shared_before": report["item_collisions"]["collided"] / len(codes),
         "shared_after": quality.collisions.items / len(codes),
-        "lift": report["prefix_lift"],
+        "lift": report.get("prefix_lift"),  # not there in a stage of an earlier version
         "auc": auc[-1],
         "user_codes": len(np.unique(users, axis=0)) if user_sizes else 0,
         "users": len(users),

@@ -226,7 +226,8 @@ def _code_books(run_dir: Path) -> list[str]:
             )
     if collisions := report.get("item_collisions"):
         lines.append(f"- items that share a SCID: {collisions['remaining']:,}, after {collisions['strategy']}")
-    lines.append(f"- prefix lift on the train split: {report['prefix_lift']:.1f}")
+    if (lift := report.get("prefix_lift")) is not None:
+        lines.append(f"- prefix lift on the train split: {lift:.1f}")
     return lines
 
 
