@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 ORDER = [
     "errors",
     "lazy",
+    "suggestions",
     "finite_loss",
     "processes",
     "snapshots",
@@ -23,10 +24,11 @@ ORDER = [
     "evaluation",
     "checkpoints",
 ]
-LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "pipeline", "recipe", "cli"]
+LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "serving", "doctor"]
+LAST += ["pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor"}
 ALLOWED["hub"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
@@ -73,10 +75,11 @@ def test_every_public_name_exists():
     import align3gr.hub
     import align3gr.report
     import align3gr.scid
+    import align3gr.serving
     import align3gr.sft
 
     lazy = (align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report, align3gr.baselines)
-    lazy += (align3gr.hub,)
+    lazy += (align3gr.hub, align3gr.serving)
     for package in (align3gr, *lazy):
         assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
 

@@ -1,18 +1,20 @@
 """The command line: `align3gr run` chains the stages, `align3gr <stage>` launches one recipe as a person would."""
 
 import argparse
-import importlib.resources
 import json
+import logging
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from align3gr.cli.parser import make_parser, resource
+from align3gr.cli.parser import COMMANDS, RECIPES, make_command_parser, make_parser, resource
 from align3gr.errors import InputError
 from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
 from align3gr.recipe import read_config, split_assignments
+from align3gr.serving.settings import ServerSettings
+from align3gr.suggestions import did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,35 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in (*STAGES, "ablation", "baselines", "feedback"):
+    command = arguments[0] if arguments else "--help"
+    if command in RECIPES:
         launcher, rest = _split_launcher(arguments[1:])
-        return subprocess.call([*_launch(arguments[0], launcher), *rest])
-    parsed = make_parser().parse_args(arguments)
-    if parsed.verb == "run":
-        return _run_pipeline(parsed)
-    if parsed.verb == "audit":
-        return _audit(parsed)
-    if parsed.verb == "estimate":
-        _estimate(parsed)
-    elif parsed.verb == "scid-report":
-        _report_codes(parsed)
-    elif parsed.verb == "recommend":
-        return _recommend(parsed, arguments[1:])
-    elif parsed.verb == "push":
-        from align3gr.hub import push_run
-
-        print(push_run(**{name: value for name, value in vars(parsed).items() if name != "verb"}))
-    elif parsed.verb == "merge":
-        from align3gr.sft.lora import merge_adapter
-
-        merge_adapter(parsed.adapter, parsed.output)
-        print(f"{parsed.output}: merged, opens with AutoModelForCausalLM")
-    else:
-        _write_results(parsed.runs, parsed.output)
-    return 0
+        return subprocess.call([*_launch(command, launcher), *rest])
+    if command.startswith("-"):
+        make_parser().parse_args([command])  # --help and --version end here
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
+        raise InputError(f"align3gr: there is no command '{command}'{near or '; align3gr --help lists them'}")
+    return _COMMANDS[command](make_command_parser(command).parse_args(arguments[1:]), arguments[1:])
 
 
-def _audit(parsed: argparse.Namespace) -> int:
+def _audit(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from align3gr.audit import audit_manifests, audit_split, findings_json, permutation_check
     from align3gr.data import Split
 
@@ -78,7 +64,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     return 0 if all(finding.passed for finding in findings) else 1
 
 
-def _run_pipeline(parsed: argparse.Namespace) -> int:
+def _run_pipeline(parsed: argparse.Namespace, arguments: list[str]) -> int:
     config = _find_config(parsed.config)
     pipeline = read_config(config)
     if set(pipeline) != {"stages"} or not isinstance(pipeline["stages"], list):
@@ -139,9 +125,9 @@ def _find_config(name: str) -> Path:
     return path
 
 
-def _write_results(runs: Sequence[str], output: str) -> None:
+def _write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
     sections = ["# Results\n\nWritten by `align3gr results`; the tables are those that each run made itself.\n"]
-    for run in runs:
+    for run in parsed.runs:
         folder = stage_folder(run, "evaluate")
         manifest = read_manifest(folder)
         # Baselines are made from the data of another run and say themselves what these are.
@@ -156,9 +142,45 @@ def _write_results(runs: Sequence[str], output: str) -> None:
         for table in sorted(Path(run).glob("*/table.md")):
             sections.append(f"### {table.parent.name}\n\n" + table.read_text(encoding="utf-8"))
     try:
-        Path(output).write_text("\n".join(sections), encoding="utf-8")
+        Path(parsed.output).write_text("\n".join(sections), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--output {output}: {error.strerror}; choose another file") from error
+        raise InputError(f"--output {parsed.output}: {error.strerror}; choose another file") from error
+    return 0
+
+
+def _push(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    from align3gr.hub import push_run
+
+    print(push_run(**vars(parsed)))
+    return 0
+
+
+def _merge(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    from align3gr.sft.lora import merge_adapter
+
+    merge_adapter(parsed.adapter, parsed.output)
+    print(f"{parsed.output}: merged, opens with AutoModelForCausalLM")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    settings = ServerSettings(**vars(parsed))
+    try:
+        from align3gr.serving import run_server
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve: {error.name} is not installed; pip install 'align3gr[serve]'") from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    run_server(settings)
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    from align3gr.doctor import examine, findings_json, findings_text
+
+    findings = examine(parsed.run_dir, ask_the_hub=not parsed.offline)
+    print(findings_json(findings) if parsed.json else findings_text(findings))
+    return 1 if any(finding.status == "broken" for finding in findings) else 0
 
 
 def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
@@ -197,20 +219,21 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _estimate(parsed: argparse.Namespace) -> None:
+def _estimate(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from align3gr.estimate.command import estimate, tables
 
     figures = estimate(parsed)
     if parsed.json:
         print(json.dumps(figures, indent=1))
-        return
+        return 0
     for title, rows in tables(figures):
         print(title)
         for name, value in rows:
             print(f"  {name:<50}{value:>24}")
+    return 0
 
 
-def _report_codes(parsed: argparse.Namespace) -> None:
+def _report_codes(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
@@ -226,7 +249,22 @@ def _report_codes(parsed: argparse.Namespace) -> None:
             table.add_row(*row)
         console.print(table)
     print(f"{Path(parsed.output, 'scid-report.md')}")
+    return 0
 
 
 def _versions(manifest: dict) -> str:
     return ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "run": _run_pipeline,
+    "results": _write_results,
+    "merge": _merge,
+    "push": _push,
+    "recommend": _recommend,
+    "serve": _serve,
+    "scid-report": _report_codes,
+    "audit": _audit,
+    "doctor": _doctor,
+    "estimate": _estimate,
+}

@@ -95,6 +95,20 @@ def test_only_allowed_items_are_shown(recommender):
         recommender.recommend([["b"], ["b"]], allowed=[["a"]])
 
 
+def test_denied_items_are_not_shown_and_add_to_the_history(recommender):
+    def shown(**options):
+        return [{entry.item_id for entry in row} for row in recommender.recommend([["a"], ["b"]], k=6, **options)]
+
+    assert shown(denied=["c", "d"]) == [set("abef")] * 2
+    assert shown(denied=[["c"], []]) == [set("abdef"), set("abcdef")]
+    assert shown(denied=["c", "d"], exclude_seen=True) == [set("bef"), set("aef")]
+    assert shown(denied=[["c"], []], exclude_seen=True, allowed=["a", "b", "c"]) == [{"b"}, {"a", "c"}]
+    with pytest.raises(InputError, match="denied names item 'z'"):
+        shown(denied=["z"])
+    with pytest.raises(InputError, match="denied: got 1 lists for 2 histories"):
+        shown(denied=[["a"]])
+
+
 def test_items_that_share_a_scid_stand_in_row_order(tiny_model, tokenizer, tables):
     items = tables[0].with_columns(codes=pl.Series([CODES[0]] * 3 + CODES[3:]))
     ranking = Recommender(tiny_model(), tokenizer, items).recommend([["a"]], k=6)[0]
