@@ -1,6 +1,7 @@
 """The command line, as a person meets it: in a process of its own."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from align3gr import cli
+from align3gr.cli.parser import COMMANDS, RECIPES
+from align3gr.pipeline import STAGES
 from tests.conftest import SMOKE
 
 
@@ -93,9 +97,66 @@ def test_a_pipeline_with_unknown_keys_or_stages_is_refused(tmp_path):
     assert "embed.yaml: not found" in align3gr("run", "--config", tmp_path / "pipeline.yaml").stderr
 
 
-def test_help_tells_the_story():
-    text = align3gr("--help").stdout
-    assert all(word in text for word in ("prepare", "sp_dpo", "evaluate", "synthetic", "run", "results"))
+def said(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and error of a command in this process."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    return (end.value.code or 0, *capsys.readouterr())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_tells_the_story(capsys, arguments):
+    status, text, _ = said(capsys, *arguments)
+    assert status == 0 and "synthetic" in text
+    commands = [line.split()[0] for line in text.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    places = [commands.index(name) for name in ("run", *STAGES, "serve", "results", "doctor")]
+    assert places == sorted(places)
+    assert set(RECIPES) < set(commands) and set(COMMANDS) <= set(commands)
+
+
+def test_every_command_has_options_and_shows_its_defaults(capsys):
+    for command in (name for name in COMMANDS if name not in RECIPES):
+        status, text, _ = said(capsys, command, "--help")
+        assert status == 0 and text.startswith(f"usage: align3gr {command} ")
+    for option, default in (("--port", "8000"), ("--max_wait_ms", "5.0"), ("--event_log", "no log")):
+        _, text, _ = said(capsys, "serve", "--help")
+        described = " ".join(text[text.rindex(f"  {option} ") :].split())
+        assert re.match(rf"{option} \w+ [^()]*\(default: {default}\)", described), described
+    assert "(default: 10)" in said(capsys, "recommend", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serv", "m"], "align3gr: there is no command 'serv'; did you mean 'serve'?"),
+        (["spdpo"], "align3gr: there is no command 'spdpo'; did you mean 'sp_dpo'?"),
+        (["xyz"], "align3gr: there is no command 'xyz'; align3gr --help lists them"),
+        (["--hlep"], "align3gr: unrecognized arguments: --hlep; did you mean '--help'?"),
+        (
+            ["serve", "m", "--prot", "1"],
+            "align3gr serve: unrecognized arguments: --prot 1; did you mean '--port'?",
+        ),
+        (
+            ["recommend", "--modle=m", "--input", "i", "--output", "o"],
+            "align3gr recommend: the following arguments are required: --model; there is no --modle; did you mean "
+            "'--model'?",
+        ),
+        (["serve"], "align3gr serve: the following arguments are required: model; see align3gr serve --help"),
+        (["serve", "m", "--port", "99999"], "--port: got 99999, expected 0 to 65535"),
+        (["serve", "m", "--num_beams", "some"], "invalid number, or all value: 'some'"),
+    ],
+)
+def test_wrong_words_end_in_one_line_that_suggests_the_right_one(capsys, arguments, message):
+    status, output, error = said(capsys, *arguments)
+    assert status == 2 and output == "" and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error
+
+
+def test_serving_without_its_extra_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "align3gr.serving.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)  # importing it fails
+    status, _, error = said(capsys, "serve", "m")
+    assert status == 2 and error == "error: serve: uvicorn is not installed; pip install 'align3gr[serve]'\n"
 
 
 def test_run_finds_the_recipes_of_the_package_and_stops_at_a_failing_stage(tmp_path):
