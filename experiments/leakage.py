@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 LEAK_OF_ROW = dict(zip([name for name in ROWS if name not in ("honest", "SP-DPO")], LEAKS, strict=True))
 SPLITS = ("validation", "test")
+# Name of a stage -> its YAML file.
+Files = Mapping[str, Path]
 
 
 def all_events(split: Split) -> Split:
@@ -81,11 +83,11 @@ def all_events(split: Split) -> Split:
     return replace(split, train=train, reviews=None, spool=None)
 
 
-def leaking_codes(run_dir: Path, recipes: Path, seed: int, vectors: bool) -> None:
+def leaking_codes(run_dir: Path, files: Files, seed: int, vectors: bool) -> None:
     """The stage `scid` as its recipe runs it, on all events in place of those of the train split."""
     data, embeddings = (stage_folder(run_dir, name) for name in ("prepare", "embed"))
     inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", *SPLITS)]
-    inputs += [embeddings / "items.parquet", embeddings / "users.parquet", recipes / "scid.yaml"]
+    inputs += [embeddings / "items.parquet", embeddings / "users.parquet", files["scid"]]
     leak = {"leak": "codes-and-vectors" if vectors else "codes"}
     with stage(run_dir, "scid", leak, inputs, seed) as work:
         if work is None:
@@ -93,11 +95,11 @@ def leaking_codes(run_dir: Path, recipes: Path, seed: int, vectors: bool) -> Non
         scratch = work.folder / "all_events"
         all_events(Split.load(data)).save(stage_folder(scratch, "prepare"))
         if vectors:
-            launch("embed", recipes, scratch)
+            launch("embed", files, scratch)
         else:
             # Without its manifest: it was made from the train split, which is another one here.
             shutil.copytree(embeddings, stage_folder(scratch, "embed"), ignore=shutil.ignore_patterns(MANIFEST))
-        launch("scid", recipes, scratch, seed=seed)
+        launch("scid", files, scratch, seed=seed)
         shutil.copytree(
             stage_folder(scratch, "scid"), work.folder, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
         )
@@ -105,9 +107,9 @@ def leaking_codes(run_dir: Path, recipes: Path, seed: int, vectors: bool) -> Non
         mark(work.folder)
 
 
-def leaking_preferences(run_dir: Path, recipes: Path, seed: int) -> None:
+def leaking_preferences(run_dir: Path, files: Files, seed: int) -> None:
     """The stage `sp_dpo` as its recipe runs it, with the test targets as the chosen items."""
-    words = ["--config", str(recipes / "sp_dpo.yaml"), "--run_dir", str(run_dir), "--seed", str(seed)]
+    words = ["--config", str(files["sp_dpo"]), "--run_dir", str(run_dir), "--seed", str(seed)]
     arguments, training = parse([SelfPlayArguments, SoftmaxDPOConfig], words)
     stages = read_stages(arguments.stages, arguments.num_prompts)
     data, scid, sft = (stage_folder(run_dir, name) for name in ("prepare", "scid", "sft"))
@@ -185,9 +187,9 @@ class RowsOfTargets:
         return rows
 
 
-def launch(name: str, recipes: Path, run_dir: Path, **options: Any) -> None:
+def launch(name: str, files: Files, run_dir: Path, **options: Any) -> None:
     """Runs a stage of the package, as a person would."""
-    words = ["--config", str(recipes / f"{name}.yaml"), "--run_dir", str(run_dir), *option_words(options)]
+    words = ["--config", str(files[name]), "--run_dir", str(run_dir), *option_words(options)]
     if status := subprocess.call([sys.executable, "-m", "align3gr.cli", name, *words], env=os.environ):
         raise InputError(f"{run_dir}: stage '{name}' ended with status {status}; its message is above")
 
@@ -198,16 +200,16 @@ def mark(folder: Path) -> None:
     (folder / "LEAKING").write_text(text, encoding="utf-8")
 
 
-def make_leak(leak: str, run_dir: Path, recipes: Path, seed: int) -> None:
+def make_leak(leak: str, run_dir: Path, files: Files, seed: int) -> None:
     """One leaking stage in a run folder with data; its embeddings are made where they are missing."""
     if leak == "preferences":
-        return leaking_preferences(run_dir, recipes, seed)
+        return leaking_preferences(run_dir, files, seed)
     if not stage_folder(run_dir, "embed").exists():
-        launch("embed", recipes, run_dir)
-    leaking_codes(run_dir, recipes, seed, vectors=leak == "codes-and-vectors")
+        launch("embed", files, run_dir)
+    leaking_codes(run_dir, files, seed, vectors=leak == "codes-and-vectors")
 
 
-def run_cell(cell: Cell, arguments: AblationArguments, recipes: Path) -> None:
+def run_cell(cell: Cell, arguments: AblationArguments, files: Files) -> None:
     """Trains and judges one cell in a run folder of its own."""
     run_dir, leak = Path(arguments.run_dir), LEAK_OF_ROW.get(cell.row)
     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -221,9 +223,9 @@ def run_cell(cell: Cell, arguments: AblationArguments, recipes: Path) -> None:
     begun = time.perf_counter()
     for name in ("scid", "sft") if cell.after is None else ("sp_dpo",):
         if leak is not None and name != "sft":
-            make_leak(leak, cell.folder, recipes, cell.seed)
+            make_leak(leak, cell.folder, files, cell.seed)
         else:
-            launch(name, recipes, cell.folder, seed=cell.seed)
+            launch(name, files, cell.folder, seed=cell.seed)
     trained = time.perf_counter()
     found: dict[str, Any] = {"key": cell.key, "row": cell.row, "seed": cell.seed, "train_seconds": trained - begun}
     found |= judge(arguments, cell) | {"judge_seconds": time.perf_counter() - trained}
@@ -232,26 +234,26 @@ def run_cell(cell: Cell, arguments: AblationArguments, recipes: Path) -> None:
     partial.replace(cell.folder / "cell.json")
 
 
-def run_all(run_dir: Path, recipes: Path, output: Path, seeds: Sequence[int]) -> None:
-    """All cells that are missing, and the table after each."""
-    base = {name: str(recipes / f"{name}.yaml") for name in ("sft", "sp_dpo")}
+def run_all(run_dir: Path, files: Files, output: Path, seeds: Sequence[int], only: Sequence[str] = ()) -> None:
+    """The wanted cells that are missing, and the table after each."""
+    base = {name: str(files[name]) for name in ("sft", "sp_dpo")}
     arguments = AblationArguments(str(run_dir), output.name, base, ROWS, list(seeds), split="test")
     inputs = [stage_folder(run_dir, name) for name in ("prepare", "embed")]
-    inputs += [Path(__file__), *(recipes / f"{name}.yaml" for name in ("embed", "scid", "sft", "sp_dpo"))]
-    hashes = [content_hash(path) for path in inputs]
+    shared = [content_hash(path) for path in (*inputs, *(files[name] for name in ("embed", "scid", "sft")))]
     cells: dict[tuple[str, int], Cell] = {}
     for seed in seeds:
         for row, options in ROWS.items():
+            after = cells.get((options.get("after", ""), seed))
+            hashes = shared if after is None else [*shared, content_hash(files["sp_dpo"])]
             key = hashlib.sha256(json.dumps([hashes, row, seed]).encode()).hexdigest()
             folder = output / "".join(c if c.isalnum() else "-" for c in row.lower()) / f"seed-{seed}"
-            after = cells.get((options.get("after", ""), seed))
             cells[row, seed] = Cell(row, seed, folder, key, options.get("stage", "sft"), after)
     output.mkdir(parents=True, exist_ok=True)
     mark(output)
     for cell in cells.values():
-        if cell.result is None:
+        if cell.result is None and cell.row in (only or ROWS):
             print(f"{cell.row}, seed {cell.seed}", flush=True)
-            run_cell(cell, arguments, recipes)
+            run_cell(cell, arguments, files)
             write_table(output, arguments, list(cells.values()))
     write_table(output, arguments, list(cells.values()))
     print((output / "table.md").read_text(encoding="utf-8"))
@@ -265,15 +267,20 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="folder of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the table (default: 0)")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=[], help="rows of the table to run now")
+    parser.add_argument("--preferences", type=Path, help="another file of the stage sp_dpo")
     parser.add_argument("--leak", choices=LEAKS, help="in place of the table: make this leaking stage in run_dir")
     parser.add_argument("--seed", type=int, default=0, help="seed of that stage (default: 0)")
     arguments = parser.parse_args()
     if (arguments.leak is None) == (arguments.output is None):
         raise InputError("leakage: give --output for the table or --leak for one stage, one of them")
+    files = {name: arguments.recipes / f"{name}.yaml" for name in ("embed", "scid", "sft", "sp_dpo")}
+    if arguments.preferences is not None:
+        files["sp_dpo"] = arguments.preferences
     if arguments.leak is not None:
-        make_leak(arguments.leak, arguments.run_dir, arguments.recipes, arguments.seed)
+        make_leak(arguments.leak, arguments.run_dir, files, arguments.seed)
     else:
-        run_all(arguments.run_dir, arguments.recipes, arguments.output, arguments.seeds)
+        run_all(arguments.run_dir, files, arguments.output, arguments.seeds, arguments.only)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ from align3gr.data import Split
 from align3gr.pipeline import read_manifest
 from tests.conftest import ROOT, SMOKE
 
+FILES = {name: SMOKE / f"{name}.yaml" for name in ("embed", "scid", "sft", "sp_dpo")}
+
 
 @pytest.fixture
 def in_process(run_stage, monkeypatch):
     """Stages without a start of Python each."""
 
-    def launch(name, recipes, run_dir, **options):
-        run_stage(name, run_dir, recipes / f"{name}.yaml", **options)
+    def launch(name, files, run_dir, **options):
+        run_stage(name, run_dir, files[name], **options)
 
     monkeypatch.setattr(leakage, "launch", launch)
 
@@ -57,7 +59,7 @@ def test_all_events_are_the_train_items_and_both_targets_of_each_user(smoke_run)
 def test_the_audit_calls_codes_of_all_pairs_leaking(smoke_run, tmp_path, in_process, capsys):
     run_dir = run_of(smoke_run, tmp_path / "run", "data", "embeddings")
     assert audit(run_dir, capsys) == (0, [])
-    leakage.make_leak("codes", run_dir, SMOKE, 42)
+    leakage.make_leak("codes", run_dir, FILES, 42)
     status, lines = audit(run_dir, capsys)
     assert status == 1 and lines == ["LEAK  inputs of scid: read validation and test targets, may read none"]
     assert "Nothing that is measured of it is a result" in (run_dir / "scid" / "LEAKING").read_text()
@@ -86,7 +88,7 @@ def test_exchanged_targets_find_the_leak_whatever_its_manifest_says(smoke_run, t
 
 def test_the_audit_calls_preferences_for_test_targets_leaking(smoke_run, tmp_path, capsys):
     run_dir = run_of(smoke_run, tmp_path / "run", "data", "scid", "sft")
-    leakage.make_leak("preferences", run_dir, SMOKE, 0)
+    leakage.make_leak("preferences", run_dir, FILES, 0)
     status, lines = audit(run_dir, capsys)
     assert status == 1 and lines == ["LEAK  inputs of sp_dpo: read validation and test targets, may read validation"]
     assert [finding.passed for finding in audit_manifests(smoke_run) if finding.check == "inputs of sp_dpo"] == [True]
@@ -106,7 +108,7 @@ def test_the_audit_calls_preferences_for_test_targets_leaking(smoke_run, tmp_pat
 def test_the_table_has_honest_and_leaking_rows_and_is_not_made_twice(smoke_run, tmp_path, in_process, monkeypatch):
     rows = {name: leakage.ROWS[name] for name in ("honest", "codes of all pairs")}
     monkeypatch.setattr(leakage, "ROWS", rows)
-    leakage.run_all(smoke_run, SMOKE, tmp_path / "leakage", [5])
+    leakage.run_all(smoke_run, FILES, tmp_path / "leakage", [5])
     lines = list(csv.DictReader((tmp_path / "leakage" / "table.csv").open()))
     assert [(line["row"], line["seeds"], line["against"]) for line in lines] == [
         ("honest", "5", ""),
@@ -117,7 +119,7 @@ def test_the_table_has_honest_and_leaking_rows_and_is_not_made_twice(smoke_run, 
     assert all(finding.passed for finding in audit_manifests(honest))
     assert [finding.check for finding in audit_manifests(leaking) if not finding.passed] == ["inputs of scid"]
     monkeypatch.setattr(leakage, "launch", lambda *_, **__: pytest.fail("ran a finished cell"))
-    leakage.run_all(smoke_run, SMOKE, tmp_path / "leakage", [5])
+    leakage.run_all(smoke_run, FILES, tmp_path / "leakage", [5])
 
 
 def test_nothing_of_the_package_or_the_recipes_knows_the_experiment():
