@@ -205,13 +205,24 @@ def test_recommend_serves_a_file_from_a_model_folder(smoke_run, tmp_path):
     assert out.height == 48 and set(out["item_id"]) <= set(items)
     done = align3gr(*common, "--k", 4, "--num_beams", "all", "--batch_size", "auto", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert pl.read_parquet(tmp_path / "out.parquet").height == 48
+    assert (plain := pl.read_parquet(tmp_path / "out.parquet")).height == 48
+    done = align3gr(*common, "--k", 4, "--history_cache", 0.95, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    known = {
+        (row["user_id"], item) for row in pl.read_parquet(tmp_path / "in.parquet").to_dicts() for item in row["items"]
+    }
+
+    def shown(lists: pl.DataFrame) -> int:
+        return sum(pair in known for pair in lists.select("user_id", "item_id").rows())
+
+    assert shown(pl.read_parquet(tmp_path / "out.parquet")) > shown(plain)
     assert out["user_id"].unique(maintain_order=True).to_list() == pl.read_parquet(train)["user_id"][:12].to_list()
     pl.DataFrame({"items": [["no such item"]]}).write_parquet(tmp_path / "in.parquet")
     for options, words in (
         (["--k", 21], ["--k 21", "--num_beams=20"]),
         ([], ["in.parquet: row 0", "'no such item'"]),
         (["--allowed", tmp_path / "no.txt"], ["no.txt: not found"]),
+        (["--history_cache", 1.5], ["history_cache: got 1.5, expected a share of 0 (off) to below 1"]),
         (["--num_beams", "every"], ["invalid number, or all value: 'every'"]),
     ):
         done = align3gr(*common, "--device", "cpu", *options)
