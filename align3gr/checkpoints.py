@@ -10,8 +10,16 @@ import torch
 from accelerate.utils import is_peft_model
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback
+
+from align3gr.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# What says in a model's config which shapes its weights have: of causal LMs, and of T5.
+_LLAMA = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_SHAPE = (*_LLAMA, "num_key_value_heads", "head_dim", "d_model", "d_ff", "num_layers", "num_heads")
+_ADAPTER = ("r", "lora_alpha", "target_modules", "modules_to_save")
 
 
 def last_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, Any]]:
@@ -52,6 +60,47 @@ def is_finished(state: dict[str, Any]) -> bool:
     return bool(state) and state["global_step"] >= state["max_steps"]
 
 
+def check_checkpoint(checkpoint: Path, state: dict[str, Any], model: Any, args: Any) -> None:
+    """Refuses a checkpoint that a training with other settings left.
+
+    The Trainer would go on from it at the rate that the checkpoint has, whatever is asked for now, or end in a list of
+    shapes. A stage's manifest tells such runs apart; this is for folders that were copied or named by hand.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        state: its state.
+        model: what is to be trained, unwrapped.
+        args: the `TrainingArguments` of now.
+
+    Raises:
+        InputError: the checkpoint is that of another model, adapter, learning rate or batch size.
+    """
+    now = _numbers(
+        model.peft_config[model.active_adapter].to_dict() if is_peft_model(model) else model.config.to_dict()
+    )
+    path = checkpoint / ("adapter_config.json" if is_peft_model(model) else "config.json")
+    before = _numbers(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else now
+    scheduler = checkpoint / "scheduler.pt"
+    if scheduler.is_file():
+        rates = torch.load(scheduler, map_location="cpu", weights_only=True).get("base_lrs", [args.learning_rate])
+        before, now = before | {"learning_rate": rates[0]}, now | {"learning_rate": args.learning_rate}
+    if state.get("train_batch_size") and not args.auto_find_batch_size:
+        before |= {"per_device_train_batch_size": state["train_batch_size"]}
+        now |= {"per_device_train_batch_size": args.train_batch_size}
+    for name in before:
+        if before[name] != now.get(name):
+            raise InputError(
+                f"{checkpoint}: {name}: the checkpoint has {before[name]}, this training {now.get(name)}; train with "
+                "the settings of the checkpoint, or remove it"
+            )
+
+
+def _numbers(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config makes a checkpoint fit, comparable."""
+    values = {name: config[name] for name in (*_SHAPE, *_ADAPTER) if config.get(name) is not None}
+    return {name: sorted(value) if isinstance(value, list | set) else value for name, value in values.items()}
+
+
 def restore_weights(model: Any, folder: str | Path) -> None:
     """Loads the weights of a saved model or adapter into the model at hand."""
     if is_peft_model(model):
@@ -60,12 +109,30 @@ def restore_weights(model: Any, folder: str | Path) -> None:
         model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
 
 
+class LogWithCheckpoint(TrainerCallback):
+    """Writes a line of the log before each checkpoint.
+
+    A Trainer's line is a mean since the line before, and what it has summed up is not in the checkpoint (transformers
+    5.23): without this the log of a training that was interrupted would have another number at the first line behind.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+
 def take_up(trainer: Any) -> list[dict[str, Any]]:
     """Trains, from the last checkpoint if there is one, and gives the log; the model ends with the weights to keep.
 
     These are the best ones where the trainer loads the best model at the end.
+
+    Raises:
+        InputError: the checkpoint is that of another training.
     """
     checkpoint, state = last_checkpoint(trainer.args.output_dir)
+    if checkpoint:
+        check_checkpoint(checkpoint, state, trainer.accelerator.unwrap_model(trainer.model), trainer.args)
     if checkpoint and (is_finished(state) or _stopped_early(state)):
         best = state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
         restore_weights(trainer.accelerator.unwrap_model(trainer.model), best or checkpoint)

@@ -2,8 +2,8 @@
 
 A stage works in `<folder>.partial` and renames it when all is done. Beside its results stands `manifest.json`:
 settings, the content hash of every input, seed, versions, time and peak memory. A stage whose settings and inputs are
-those of the manifest is finished; a partial folder with the same settings and inputs is taken up again, any other is
-thrown away.
+those of the manifest is finished; a partial folder with the same settings and inputs is taken up again. One with
+others is never gone on from: what it has trained is put aside, with a line that says so.
 """
 
 import hashlib
@@ -13,11 +13,10 @@ import platform
 import re
 import resource
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -25,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
-from align3gr.finite_loss import NONFINITE
-from align3gr.processes import launched
+from align3gr.processes import description, launched
+from align3gr.stage_folders import MANIFEST, StageFolders
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 STAGES = ("prepare", "embed", "scid", "sft", "sp_dpo", "rf_dpo", "evaluate")
 # Folder of each stage below the run folder, and of what stands beside the chain: feedback is made of a log.
 FOLDERS = {
@@ -129,46 +127,45 @@ def stage(
 
     Raises:
         InputError: an input does not exist, an earlier stage is out of date, the stage runs in one process only,
-            the processes of the launch do not know of each other, or the run folder cannot be made.
+            the processes of the launch do not know of each other, the interrupted run was launched otherwise, or the
+            run folder cannot be made.
     """
     process = launched()
     if process.num_processes > 1 and name not in SEVERAL_PROCESSES:
         raise InputError(f"{name}: runs in one process, got {process.num_processes}; launch it without accelerate")
     run_dir = Path(run_dir)
-    final = stage_folder(run_dir, name)
-    partial = final.with_name(final.name + ".partial")
     made_from = {
         "stage": name,
         "settings": json.loads(json.dumps(settings, default=str)),
         "inputs": {_input_name(run_dir, path): content_hash(path) for path in inputs},
         "seed": seed,
     }
+    folders = StageFolders(stage_folder(run_dir, name), made_from)
     _check_earlier_stages(run_dir, name)
-    if _matches(partial / MANIFEST, made_from | {"finished": True}) and process.is_main_process:
-        _put_in_place(partial, final)  # a kill came between the last write and the renaming
+    if process.is_main_process:
+        folders.settle()
     process.wait_for_everyone()
-    if _matches(final / MANIFEST, made_from):
+    if folders.finished:
         logger.info("%s: finished already, nothing changed", name)
         yield None
         return
-    resumed = _matches(partial / MANIFEST, made_from)
+    resumed = folders.interrupted is not None
+    folders.check_launch(description())
     process.wait_for_everyone()
-    if process.is_main_process and not resumed:
-        _make_fresh(partial, made_from)
+    if process.is_main_process:
+        folders.begin(description())
+        logger.info("%s: %s", name, "goes on where it was interrupted" if resumed else "started")
     process.wait_for_everyone()
     started = time.perf_counter()
     try:
-        yield Stage(name, partial, resumed)
+        yield Stage(name, folders.partial, resumed)
     except InputError:
-        if process.is_main_process and not _has_work(partial):
-            _discard(partial)
+        if process.is_main_process:
+            folders.discard()
         raise
     process.wait_for_everyone()
     if process.is_main_process:
-        _write_json(
-            partial / MANIFEST, made_from | _measured(time.perf_counter() - started, resumed, process.num_processes)
-        )
-        _put_in_place(partial, final)
+        folders.finish(_measured(time.perf_counter() - started, resumed, process.num_processes))
         logger.info("%s: finished in %.0f s", name, time.perf_counter() - started)
     process.wait_for_everyone()
 
@@ -202,24 +199,6 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _matches(path: Path, made_from: dict[str, Any]) -> bool:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all(manifest.get(key) == value for key, value in made_from.items())
-
-
-def _make_fresh(partial: Path, made_from: dict[str, Any]) -> None:
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _write_json(partial / MANIFEST, made_from)
-    except OSError as error:
-        raise InputError(f"run_dir: cannot write {partial}: {error.strerror}; choose another run_dir") from error
-
-
 def _check_earlier_stages(run_dir: Path, name: str) -> None:
     """Refuses to build on a stage that was made from other files than those that are there now."""
     for earlier in STAGES[: STAGES.index(name)] if name in STAGES else ():
@@ -238,22 +217,9 @@ def _input_name(run_dir: Path, path: Path) -> str:
     return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else path.name
 
 
-def _has_work(partial: Path) -> bool:
-    """Whether a stage has left training to go on from, or a batch to look at."""
-    return any(any(partial.rglob(name)) for name in ("checkpoint-*", "curriculum.json", f"{NONFINITE}.json"))
-
-
-def _discard(partial: Path) -> None:
-    """Removes what wrong input left behind, and the run folder if there is nothing else in it."""
-    shutil.rmtree(partial, ignore_errors=True)
-    with suppress(OSError):
-        partial.parent.rmdir()
-
-
 def _measured(seconds: float, resumed: bool, processes: int) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
-        "finished": True,
         "seconds": round(seconds, 1),
         "resumed": resumed,
         "processes": processes,
@@ -269,19 +235,3 @@ def _command(arguments: Sequence[str]) -> str:
     for before, word in pairwise(arguments):
         shown.append("***" if before == "--hub_token" else re.sub(r"^(--hub_token=).*", r"\1***", word))
     return shlex.join(shown)
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name; after a kill in between, the next run does it."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.replace(old)
-    partial.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)

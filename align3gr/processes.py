@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align3gr.errors import InputError
 
@@ -35,11 +35,11 @@ def launched() -> "PartialState":
     import torch
     from accelerate import PartialState
 
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not torch.cuda.is_available():
+    if _asked_for("FSDP") and not torch.cuda.is_available():
         raise InputError(
             "accelerate: FSDP needs GPUs, on a CPU it would train as plain DDP; launch with cpu_ddp, zero2 or zero3"
         )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if _asked_for("DEEPSPEED"):
         _refuse_old_locks()
     # Without a GPU accelerate joins processes only where the CPU is asked for here, whatever its configuration says.
     process = PartialState(cpu=not torch.cuda.is_available())
@@ -50,6 +50,42 @@ def launched() -> "PartialState":
             "with a configuration that joins them, such as accelerate_configs/cpu_ddp.yaml"
         )
     return process
+
+
+def description() -> str:
+    """How many processes this launch has, and what divides a model between them: `2 processes (zero2)`."""
+    process, divided = launched(), ""
+    if _asked_for("DEEPSPEED"):
+        divided = f" (zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')})"
+    elif _asked_for("FSDP"):
+        divided = " (fsdp)"
+    return f"{process.num_processes} process{'es' if process.num_processes > 1 else ''}{divided}"
+
+
+def refuse_fsdp(option: str, arguments: Any = None, instead: str = "") -> None:
+    """Ends a run that would search with a model that FSDP divides: its processes would wait for each other.
+
+    A search is shared out, so that processes have other numbers of forward passes, and FSDP wants each of these from
+    all. Asked before anything is loaded.
+
+    Args:
+        option: what asks for the search.
+        arguments: the `TrainingArguments`, which can ask for FSDP without accelerate's configuration.
+        instead: what to set in place of it, if anything.
+
+    Raises:
+        InputError: FSDP is asked for.
+    """
+    if _asked_for("FSDP") or getattr(arguments, "fsdp", None):
+        raise InputError(
+            f"{option}: recommends while it trains, which takes the whole model in each process; FSDP divides it: "
+            f"{f'{instead}, or ' if instead else ''}launch with ddp, zero2 or zero3"
+        )
+
+
+def _asked_for(plugin: str) -> bool:
+    """Whether accelerate was launched with a plugin, `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true"
 
 
 def leave() -> None:

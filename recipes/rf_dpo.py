@@ -15,13 +15,14 @@ from align3gr.dpo import (
     run_curriculum,
 )
 from align3gr.pipeline import stage, stage_folder, start_model
-from align3gr.processes import launched
+from align3gr.processes import launched, refuse_fsdp
 from align3gr.recipe import parse, run_recipe, training_settings
 from align3gr.undivided import undivided
 
 
 def main() -> None:
     arguments, training = parse([RealFeedbackArguments, SoftmaxDPOConfig])
+    refuse_fsdp("stages", training)
     stages = read_stages(arguments.stages, arguments.num_prompts)
     RealFeedback.check(stages)
     data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))

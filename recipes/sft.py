@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 from trl import SFTConfig
 
@@ -11,6 +12,7 @@ from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
 from align3gr.decoding import HistoryCache, Recommender
 from align3gr.errors import InputError
 from align3gr.pipeline import stage, stage_folder
+from align3gr.processes import refuse_fsdp
 from align3gr.recipe import parse, run_recipe, training_settings
 from align3gr.scid import PromptBuilder, codes_column, load_codebook_sizes, load_codes
 from align3gr.sft import (
@@ -37,12 +39,14 @@ def main() -> None:
     t5.check(arguments, lora, training)
     tasks, templates = parse_tasks(arguments.tasks), TaskTemplates(arguments.templates)
     data, scid = (stage_folder(arguments.run_dir, name) for name in ("prepare", "scid"))
-    validated = training.eval_strategy != "no"
+    if validated := training.eval_strategy != "no":
+        refuse_fsdp("eval_strategy", training, 'set eval_strategy: "no"')
     tables = ("items", "users", "train", "validation") if validated else ("items", "users", "train")
     inputs = [data / f"{name}.parquet" for name in tables]
     inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
     if arguments.user_codes_from != "all" or arguments.embedding_init == "codebook":
         inputs += [scid / "model", scid / "encoders"]
+    inputs += [Path(name) for name in (arguments.templates, arguments.base_model) if name and Path(name).exists()]
     settings = asdict(arguments) | asdict(backbone) | t5.recorded() | asdict(lora) | training_settings(training)
     del settings["run_dir"]
     with stage(arguments.run_dir, "sft", settings, inputs, training.seed) as work:

@@ -260,6 +260,42 @@ def test_zero_divides_as_in_its_paper():
     assert together.communication == together.gradients == alone.gradients
 
 
+@pytest.mark.parametrize(("name", "devices"), [("qwen3-0.6b", 1), ("qwen3-0.6b", 4), ("llama2-7b", 8)])
+def test_zero_takes_what_deepspeed_itself_estimates(name, devices):
+    """DeepSpeed 0.19, for the moment of the optimizer's step; where both assume the same.
+
+    Both: all weights train, in bf16, with Adam; nothing is offloaded; tied matrices count once. ZeRO-2 then is 2 bytes
+    a weight and 18 divided: gradients 2, their fp32 copy 4, weights in fp32 4, Adam 8. ZeRO-3 of DeepSpeed is another
+    18 divided: weights 2, and no gradients in bf16 beside those in fp32; plus weights and gradients of the largest
+    layer, which is gathered and which we leave out. It knows no groups of a billion weights that are updated one after
+    the other, so a device has fewer here.
+    """
+    zero2 = pytest.importorskip("deepspeed.runtime.zero.stage_1_and_2", reason="needs deepspeed")
+    zero3 = pytest.importorskip("deepspeed.runtime.zero.stage3", reason="needs deepspeed")
+    shape, layer = PRESETS[name], PRESETS[name].embedding
+    held = memory(shape, Setting(zero_stage=2, processes=devices))
+    _, theirs = zero2.estimate_zero2_model_states_mem_needs(shape.parameters, devices, 1, cpu_offload=False)
+    assert held.states + held.step == pytest.approx(theirs, abs=4 * devices)
+    held = memory(shape, Setting(zero_stage=3, processes=devices))
+    _, theirs, gathered = zero3.estimate_zero3_model_states_mem_needs(
+        shape.parameters, layer, devices, 1, cpu_offload=False, cpu_offload_params=False
+    )
+    assert gathered == 4 * layer
+    assert held.states - held.gradients + held.step == pytest.approx(theirs - gathered, abs=4 * devices)
+
+
+def test_the_step_takes_more_than_a_small_batch_and_less_than_a_large_one():
+    # 7B on 4 devices: 6.7 GB of gradients in fp32, or one group of a billion at a time under ZeRO-3.
+    small, large = (Setting(zero_stage=2, processes=4, batch_size=size, length=256) for size in (1, 64))
+    shape = PRESETS["llama2-7b"]
+    held = memory(shape, small)
+    assert held.step == shape.parameters > held.activations.peak and held.total == held.states + held.step
+    held = memory(shape, large)
+    assert held.step < held.activations.peak and held.total == held.states + held.activations.peak
+    assert memory(shape, Setting(zero_stage=3, processes=4)).step == 4_000_000_000
+    assert memory(shape, Setting(processes=4)).step == 0
+
+
 @pytest.mark.parametrize(
     ("lora", "checkpointing"), [(None, False), (None, True), (PLAIN, False), (PLAIN, True), (SOME, False)], ids=str
 )

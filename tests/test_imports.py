@@ -15,6 +15,7 @@ ORDER = [
     "finite_loss",
     "processes",
     "snapshots",
+    "stage_folders",
     "tree_attention",
     "undivided",
     "data",

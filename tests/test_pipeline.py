@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -126,6 +127,17 @@ def test_a_kill_between_the_last_write_and_the_renaming_loses_nothing(tmp_path, 
     assert run(tmp_path, {"dim": 1}, source, "again") == "skipped"
     assert (folder / "out.txt").read_text() == "result"
     assert not list(tmp_path.glob("embeddings.*"))
+
+
+def test_a_kill_between_two_renamings_leaves_one_good_result(tmp_path, source):
+    run(tmp_path, {"dim": 1}, source)
+    folder = stage_folder(tmp_path, "embed")
+    old = folder.with_name("embeddings.old")
+    shutil.copytree(folder, old)  # the new result has its place, the one before it was not removed yet
+    assert run(tmp_path, {"dim": 1}, source, "again") == "skipped" and not old.exists()
+    folder.rename(old)  # and now the new one has not even been moved
+    assert run(tmp_path, {"dim": 1}, source, "again") == "skipped" and not old.exists()
+    assert (folder / "out.txt").read_text() == "result"
 
 
 def test_the_manifest_holds_no_token(tmp_path, monkeypatch):

@@ -69,6 +69,16 @@ def test_fsdp_without_a_gpu_is_refused(monkeypatch):
         launched()
 
 
+@pytest.mark.parametrize(("recipe", "named"), [("sft", "eval_strategy"), ("sp_dpo", "stages"), ("rf_dpo", "stages")])
+def test_what_recommends_while_it_trains_is_refused_under_fsdp(recipe, named, run_stage, tmp_path, monkeypatch):
+    """Processes would wait for each other without end; nothing is read or written before that is said."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    options = {"eval_strategy": "epoch"} if recipe == "sft" else {}
+    with pytest.raises(InputError, match=f"^{named}: recommends while it trains.*FSDP divides it: .*launch with ddp"):
+        run_stage(recipe, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_lock_of_a_killed_compilation_is_named_and_nobody_waits_for_it(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "deepspeed_shm_comm" / "lock"

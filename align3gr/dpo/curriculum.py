@@ -30,7 +30,7 @@ from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from align3gr.checkpoints import is_finished, last_checkpoint, restore_weights
+from align3gr.checkpoints import LogWithCheckpoint, check_checkpoint, is_finished, last_checkpoint, restore_weights
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_file, whole_folder
 from align3gr.dpo.curriculum_stage import CurriculumStage
@@ -136,7 +136,7 @@ def run_curriculum(
 
     Raises:
         InputError: The model is no causal LM, the folder holds a run with other settings, `evaluate` does not give
-            `metric`, or ZeRO-3 is to be validated inside a stage.
+            `metric`, ZeRO-3 is to be validated inside a stage, or a checkpoint is that of other settings.
         RuntimeError: A stage does not start from its own reference (see `ProgressiveCurriculum`).
     """
     _check_arguments(stages, args)
@@ -244,15 +244,17 @@ def _train(
     likelihood: CatalogueLikelihood | None,
 ) -> list[dict[str, Any]]:
     """Train one stage, from its last checkpoint if there is one; gives the trainer's log."""
-    checkpoint, state = last_checkpoint(folder / "trainer")
-    if checkpoint and (is_finished(state) or stopped_at(state["log_history"])):
-        restore_weights(run.model, checkpoint)
-        return state["log_history"]
     args = copy.copy(run.args)
     args.output_dir, args.seed = str(folder / "trainer"), seed
     for name in ("learning_rate", "num_train_epochs", "beta"):
         if getattr(stage, name) is not None:
             setattr(args, name, getattr(stage, name))
+    checkpoint, state = last_checkpoint(folder / "trainer")
+    if checkpoint:
+        check_checkpoint(checkpoint, state, run.model, args)
+        if is_finished(state) or stopped_at(state["log_history"]):
+            restore_weights(run.model, checkpoint)
+            return state["log_history"]
     # Rounding of half precision depends on the padding of a batch, which differs between reference and training.
     watch = ProgressiveCurriculum(stage.name, tolerance=2e-2 if args.bf16 or args.fp16 else 1e-3)
     with divided(run.model, run.divided_by) as policy:
@@ -261,7 +263,7 @@ def _train(
             args=args,
             train_dataset=rows,
             processing_class=run.tokenizer,
-            callbacks=[watch, *callbacks],
+            callbacks=[watch, *callbacks, LogWithCheckpoint()],
             likelihood=likelihood,
         )
         if run.process.is_main_process:

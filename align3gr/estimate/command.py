@@ -91,6 +91,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
             "gradients": held.gradients,
             "optimizer": held.optimizer,
             "communication": held.communication,
+            "step": held.step,
             "activations": asdict(held.activations) | {"saved": held.activations.saved, "peak": held.activations.peak},
             "total": held.total,
         },
@@ -181,6 +182,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         ("activations: last norm, head, log-probabilities", kept["head"]),
         ("bf16 copies of weights", kept["copies"]),
         ("logits and gradients of the loss", kept["workspace"]),
+        ("fp32 gradients of the step, activations gone", held["step"]),
     ]
     memory_rows = [(name, _size(size)) for name, size in sizes if size] + [("together, at most", _size(held["total"]))]
     rest = [("cache of a beam search", _size(figures["search"]["cache"]))]

@@ -8,6 +8,8 @@ from align3gr.estimate.shape import ModelShape
 
 # The tiles in which TRL 1.16 computes logits: tokens, and tokens of the vocabulary.
 _TILE = (4096, 32768)
+# Weights that ZeRO-3 updates at once: `sub_group_size` of DeepSpeed 0.19, which accelerate leaves as it is.
+_SUB_GROUP = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -123,21 +125,35 @@ def _head_bytes(shape: ModelShape, setting: Setting) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes on one device.
+
+    Args:
+        weights, gradients, optimizer: what is there all the time.
+        communication: gradients a second time, in DDP's buckets.
+        activations: of a batch.
+        step: what the optimizer makes for its step, when activations are gone: DeepSpeed's gradients in fp32.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     communication: int
     activations: Activations
+    step: int
+
+    @property
+    def states(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.optimizer + self.communication
 
     @property
     def total(self) -> int:
-        """The sum: from a step's second batch on gradients are there when activations are at their peak.
+        """The larger of two moments: from a step's second batch on gradients are there when activations are at their
+        peak; then the optimizer takes its step.
 
-        With one batch a step gradients come as activations go, and the true peak is smaller.
+        With one batch a step gradients come as activations go, and the first of the two is smaller.
         """
-        return self.weights + self.gradients + self.optimizer + self.communication + self.activations.peak
+        return self.states + max(self.activations.peak, self.step)
 
 
 def memory(shape: ModelShape, setting: Setting) -> Memory:
@@ -145,8 +161,9 @@ def memory(shape: ModelShape, setting: Setting) -> Memory:
 
     ZeRO (Rajbhandari et al. 2020, section 5): stage 1 divides the optimizer's states by the number of processes, stage
     2 the gradients too, stage 3 the weights too; mixed precision is 2 + 2 bytes a weight, and 4 + 8 of fp32 copy and
-    Adam. DeepSpeed makes the copy in fp32 as well. DDP holds gradients twice, in its buckets too. Not counted:
-    DeepSpeed's buckets, step counters, the allocator's waste, the libraries (about 1 GB on a GPU).
+    Adam. DeepSpeed makes the copy in fp32 as well, and of a process' gradients one for the step. DDP holds gradients
+    twice, in its buckets too. Not counted: DeepSpeed's buckets, the layer that ZeRO-3 gathers, step counters, the
+    allocator's waste, the libraries (about 1 GB on a GPU).
     """
     counted = count(shape, setting)
     light = 2 if setting.precision == "bf16" else 4
@@ -162,6 +179,7 @@ def memory(shape: ModelShape, setting: Setting) -> Memory:
         optimizer=_divided(states + master, n if stage >= 1 else 1),
         communication=trained if stage == 0 and n > 1 else 0,
         activations=activations(shape, setting),
+        step=4 * min(_divided(counted.trainable, n), _SUB_GROUP if stage == 3 else counted.trainable) if stage else 0,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from align3gr.data.schema import ITEM_ID, TITLE
 from align3gr.decoding.catalogue_tables import CODES
@@ -61,7 +62,8 @@ def push_run(
         Address of the commit or of the pull request.
 
     Raises:
-        InputError: the run lacks what is asked for, holds a file that is not safe to open, or the Hub refuses.
+        InputError: the run lacks what is asked for, holds a file that is not safe to open, its adapter stands on a
+            folder of this machine, or the Hub refuses.
     """
     run_dir = Path(run_dir)
     if artefact not in ARTEFACTS:
@@ -69,6 +71,7 @@ def push_run(
     if model is not None and artefact != "recommender":
         raise InputError(f"model: has no effect on the artefact {artefact}; leave it out")
     folder = _model_folder(run_dir, model) if artefact == "recommender" else stage_folder(run_dir, "scid")
+    _check_base(folder)
     files = dict(_files(run_dir, folder, artefact, with_users))
     stages = lineage(run_dir, folder)
     page = card(run_dir, repo_id, artefact, folder, with_users, license)
@@ -93,6 +96,21 @@ def _model_folder(run_dir: Path, model: str | None) -> Path:
         if (stage_folder(run_dir, name) / MANIFEST).is_file():
             return stage_folder(run_dir, name) / "model"
     raise InputError(f"run_dir: {run_dir} has no finished stage {model or ' or '.join(MODEL_STAGES)}; run it first")
+
+
+def _check_base(folder: Path) -> None:
+    """Refuses an adapter that opens on this machine alone.
+
+    Raises:
+        InputError: the base that it names is a folder.
+    """
+    path = folder / ADAPTER_CONFIG_NAME
+    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else ""
+    if Path(base).is_absolute():
+        raise InputError(
+            f"model: {folder} is an adapter on {base}, a folder of this machine; write one plain model with "
+            "`align3gr merge` and push that, or train on a base of the Hub"
+        )
 
 
 def _files(run_dir: Path, folder: Path, artefact: str, with_users: bool) -> Iterator[tuple[str, Path]]:

@@ -18,11 +18,13 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
+from align3gr.checkpoints import LogWithCheckpoint
 from align3gr.data import Split
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
 from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
+from align3gr.processes import refuse_fsdp
 from align3gr.scid.assigner import SCIDAssigner
 from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
 from align3gr.sft.row_checks import check_rows
@@ -111,12 +113,15 @@ def make_trainer(
     `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
 
     Raises:
-        InputError: a setting would cut rows, or early stopping has nothing to go by.
+        InputError: a setting would cut rows, early stopping has nothing to go by, or FSDP divides a model that is to
+            recommend.
     """
+    if validate is not None:
+        refuse_fsdp("eval_strategy", training, 'set eval_strategy: "no"')
     for name in ("early_stopping_patience", "validation_users"):
         if validate is None and getattr(arguments, name):
             raise InputError(f"{name}: needs an evaluation; set eval_strategy: epoch or steps")
-    callbacks: list[TrainerCallback] = [_SavedTogether()]
+    callbacks: list[TrainerCallback] = [_SavedTogether(), LogWithCheckpoint()]
     if validate is not None:
         if training.metric_for_best_model in (None, "loss"):  # transformers' default; no loss is computed here
             training.metric_for_best_model = DEFAULT_METRIC
@@ -180,4 +185,4 @@ def write_log(path: Path, history: list[dict[str, Any]]) -> None:
         for entry in history
         if "loss" in entry or any(name.startswith("eval_") for name in entry)
     ]
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from align3gr.errors import InputError
 from align3gr.hub import lineage, push_run
 from tests.conftest import ROOT
 from tests.hub.server import TOKEN
+from tests.sft.backbones import save_backbone
 
 
 class Hub:
@@ -160,6 +161,69 @@ def test_a_second_push_is_another_commit_and_an_unknown_token_is_refused(hub, pu
         done = hub.python(code, "push", "--run_dir", smoke_run, "--repo_id", "me/other", token=token)
         assert done.returncode == 2 and "repo_id: me/other: the Hub answers 401; log in" in done.stderr
         assert len(done.stderr.strip().splitlines()[-1]) < 200 and "hf_of" not in done.stderr
+
+
+ADAPTER = """
+import json, sys
+from align3gr.hub import push_run
+from align3gr.sft import merge_adapter
+from recipes import sft
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+run_dir, base, config, *options = sys.argv[1:]
+for published in (AutoModelForCausalLM, AutoTokenizer):
+    published.from_pretrained(base).push_to_hub("me/base")
+sys.argv = ["sft", "--config", config, "--run_dir", run_dir, "--base_model", "me/base", *options]
+sft.main()
+merge_adapter(f"{run_dir}/sft/model", f"{run_dir}/merged")
+push_run(run_dir, "me/adapter")
+push_run(run_dir, "me/merged", model=f"{run_dir}/merged")
+print(json.dumps(""))
+"""
+
+LISTS = """
+import json, sys
+from align3gr import Recommender
+
+lists = {}
+for name in sys.argv[1:]:
+    recommender = Recommender.from_pretrained(name, device="cpu")
+    found = recommender.recommend([recommender.items["item_id"].head(3).to_list()], k=5)[0]
+    lists[name] = [[item.item_id, item.score] for item in found]
+print(json.dumps(lists))
+"""
+SHORT = {"use_lora": "true", "max_steps": 2, "learning_rate": 0.01, "bf16": "false", "user_scid": "false"}
+SHORT |= {"save_strategy": "no", "gradient_checkpointing": "false", "report_to": "none", "max_length": 512}
+
+
+@pytest.mark.long
+def test_an_adapter_and_its_merged_model_load_with_their_ids_alone(hub, smoke_run, tmp_path):
+    run_dir = tmp_path / "run"
+    for name in ("data", "scid"):
+        shutil.copytree(smoke_run / name, run_dir / name)
+    base = save_backbone(tmp_path / "base", max_position_embeddings=512)
+    (tmp_path / "sft.yaml").write_text("templates: natural\nobjective: prefix\nmax_history: 5\n")
+    words = [word for name, value in SHORT.items() for word in (f"--{name}", value)]
+    hub.run(ADAPTER, run_dir, base, tmp_path / "sft.yaml", *words)
+    shutil.rmtree(base)
+    adapter, merged = (hub.folder / "models/me" / name / "main" for name in ("adapter", "merged"))
+    assert not (adapter / "model.safetensors").exists() and not (merged / "adapter_config.json").exists()
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    assert ModelCard.load(adapter / "README.md").data.base_model == "me/base"
+    for path in (path for folder in (adapter, merged) for path in folder.rglob("*") if path.is_file()):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    lists = hub.run(LISTS, "me/adapter", "me/merged", run_dir / "merged")
+    assert len(lists) == 3 and lists["me/merged"] == lists[str(run_dir / "merged")] != []
+    for (item, score), (expected, its_score) in zip(lists["me/adapter"], lists["me/merged"], strict=True):
+        assert item == expected and score == pytest.approx(its_score, abs=1e-4)
+
+
+def test_an_adapter_on_a_folder_of_this_machine_is_not_pushed(smoke_run, tmp_path):
+    shutil.copytree(smoke_run / "sft" / "model", tmp_path / "model")
+    adapter = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}
+    (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(InputError, match=r"is an adapter on .*base, a folder of this machine; write one plain model"):
+        push_run(smoke_run, "me/x", model=str(tmp_path / "model"))
 
 
 PIECES = """

@@ -57,6 +57,12 @@ def test_options_of_an_evaluation_need_one(scid_tokenizer, tmp_path, name):
         trainer_of(scid_tokenizer, tmp_path, None, **{name: 5})
 
 
+def test_a_trainer_that_recommends_is_refused_under_fsdp(scid_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r'^eval_strategy: recommends while it trains.*: set eval_strategy: "no", or'):
+        trainer_of(scid_tokenizer, tmp_path, lambda model: {"recall@10": 0.0})
+
+
 def test_user_codes_that_no_prompt_holds_are_refused():
     arguments = SFTArguments(run_dir="r", user_scid=False, user_codes_from="prefix")
     with pytest.raises(InputError, match="no effect with user_scid"):
