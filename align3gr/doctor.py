@@ -74,7 +74,7 @@ def examine(run_dir: str | Path = "runs", ask_the_hub: bool = True) -> list[Find
         ask_the_hub: whether to find out if the Hub answers.
     """
     findings = [Finding("python", "ok", platform.python_version()), *_packages(), *_imports(), *_extras(), *_devices()]
-    findings += [*_disk(Path(run_dir)), *_locks(), *_accelerate(_cuda_devices()), *(_hub() if ask_the_hub else [])]
+    findings += [*_disk(Path(run_dir)), *_locks(), *_launches(_cuda_devices()), *(_hub() if ask_the_hub else [])]
     return findings
 
 
@@ -172,8 +172,7 @@ def _devices() -> list[Finding]:
         text = f"there is a driver, but torch {torch.__version__} sees no GPU; install torch for CUDA"
         findings.append(Finding("gpu", "warning", text))
     else:
-        text = "none: small models train on the CPU; a 7B model, ddp of several GPUs and fsdp2 need one"
-        findings.append(Finding("gpu", "off", text))
+        findings.append(Finding("gpu", "off", "none: small models train on the CPU, a 7B model needs one"))
     return findings
 
 
@@ -222,6 +221,13 @@ def _locks() -> list[Finding]:
     return [Finding("deepspeed", "ok", "no old locks, a compiler is there")]
 
 
+def _launches(gpus: int) -> list[Finding]:
+    """Which of align3gr's configurations run here, and what accelerate's own default would do."""
+    names = ["cpu_ddp", *(["single_gpu"] if gpus else []), *(["ddp", "fsdp2"] if gpus > 1 else [])]
+    names += ["zero2", "zero3"] if _version("deepspeed") else []
+    return [Finding("launches", "ok", f"--accelerate_config {', '.join(names)}"), *_accelerate(gpus)]
+
+
 def _accelerate(gpus: int) -> list[Finding]:
     """The default configuration, which a plain `accelerate launch` takes; some fall back without a word."""
     folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "accelerate"
@@ -229,7 +235,7 @@ def _accelerate(gpus: int) -> list[Finding]:
         (file for file in (folder / f"default_config.{kind}" for kind in ("yaml", "json")) if file.is_file()), None
     )
     if path is None:
-        return [Finding("accelerate", "ok", "no default configuration; --accelerate_config names one of align3gr's")]
+        return [Finding("accelerate", "ok", "no default configuration of its own")]
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind, processes = str(config["distributed_type"]), int(config.get("num_processes", 1))
@@ -273,8 +279,7 @@ def _hub() -> list[Finding]:
         reason = getattr(error, "reason", None) or type(error).__name__
         return [Finding("hub", "warning", f"{endpoint} does not answer ({reason}); models must lie on this machine")]
     if not token:
-        text = f"{endpoint} answers; no token: public models alone, no push (hf auth login)"
-        return [Finding("hub", "ok", text)]
+        return [Finding("hub", "ok", f"{endpoint} answers; no token: public models, no push (hf auth login)")]
     role = ((content.get("auth") or {}).get("accessToken") or {}).get("role", "unknown")
     return [Finding("hub", "ok", f"{endpoint} answers, logged in as {content.get('name')}, role of the token: {role}")]
 

@@ -213,6 +213,22 @@ def test_the_exit_status_is_one_where_something_needed_is_broken(monkeypatch, ca
             assert f"{status:<8} trl" in printed and ("broken: trl" in printed) == (code == 1)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "deepspeed", "names"),
+    [
+        (0, False, "cpu_ddp"),
+        (0, True, "cpu_ddp, zero2, zero3"),
+        (1, False, "cpu_ddp, single_gpu"),
+        (4, True, "cpu_ddp, single_gpu, ddp, fsdp2, zero2, zero3"),
+    ],
+)
+def test_the_launches_that_work_are_named(tmp_path, monkeypatch, installed, gpus, deepspeed, names):
+    installed([], {"deepspeed": "0.19.8"} if deepspeed else {})
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert doctor._launches(gpus)[0].message == f"--accelerate_config {names}"
+    assert all((ROOT / "accelerate_configs" / f"{name}.yaml").is_file() for name in names.split(", "))
+
+
 def test_this_machine_computes():
     found = {finding.check: finding for finding in doctor._devices()}
     assert found["cpu"].status == "ok" and "cores" in found["cpu"].message
