@@ -74,6 +74,7 @@ def main() -> None:
             arguments.objective,
             arguments.rephrased,
             arguments.returns,
+            arguments.shuffled,
             longest,
             training.seed,
         )

@@ -204,6 +204,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
         num_beams=parsed.num_beams,
         batch_size=parsed.batch_size,
         scid=parsed.scid,
+        history_cache=parsed.history_cache,
     )
     users = recommender.recommend_file(
         parsed.input,

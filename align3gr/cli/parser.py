@@ -145,6 +145,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         kinds: dict[str, Callable[[str], Any]] = {
             "num_beams": _int_or("all"),
             "port": int,
+            "history_cache": float,
             "max_wait_ms": float,
             "rotate_seconds": float,
         }
@@ -192,6 +193,9 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     )
     recommend.add_argument(
         "--batch_size", type=_int_or("auto"), default="auto", help="users in one search (default: as many as fit)"
+    )
+    recommend.add_argument(
+        "--history_cache", type=float, help="mean share of the user's own history in the lists (default: the model's)"
     )
     recommend.add_argument("--exclude_seen", action="store_true", help="leave out the items of the user's history")
     recommend.add_argument(

@@ -191,6 +191,8 @@ def _fingerprint(recommender: Recommender, source: Path, allowed: Sequence[str] 
         sorted(allowed or ["*"]),
     ]
     about += [recommender.items[ITEM_ID].to_list(), recommender.assigner is not None]
+    if recommender.history_cache is not None and recommender.history_cache.share:
+        about.append(recommender.history_cache.settings)
     digest.update(json.dumps(about).encode())
     digest.update(search.trie.item_codes().cpu().numpy().tobytes())
     if recommender.users is not None:

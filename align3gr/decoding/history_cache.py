@@ -107,13 +107,13 @@ class HistoryCache:
         """
         mixed, mixed_scores = items.copy(), scores.copy()
         shares = self.shares(histories)
-        for row in np.flatnonzero(shares):
+        for row in np.flatnonzero(shares).tolist():
             known, cached = self.probabilities(histories[row])
             shown = cached > 0
             if allowed is not None:
-                shown &= np.isin(known, _set_of(allowed, int(row)))
+                shown &= np.isin(known, _set_of(allowed, row))
             if denied is not None:
-                shown &= ~np.isin(known, _set_of(denied, int(row)))
+                shown &= ~np.isin(known, _set_of(denied, row))
             of_model = items[row] >= 0
             together = np.concatenate([items[row][of_model], known[shown]])
             weights = np.concatenate(
@@ -128,10 +128,15 @@ class HistoryCache:
                 mixed_scores[row, : len(best)] = np.log(summed[best])
         return mixed, mixed_scores
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything in plain types."""
+        return {"return_rates": self.return_rates.tolist(), "strength": self.strength, "share": self.share}
+
     def save(self, folder: str | Path) -> None:
         """Write `history_cache.json` into a folder."""
-        content = {"return_rates": self.return_rates.tolist(), "strength": self.strength, "share": self.share}
-        Path(folder, HISTORY_CACHE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(self.settings, indent=1) + "\n"
+        Path(folder, HISTORY_CACHE_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "HistoryCache":

@@ -32,7 +32,11 @@ def run_server(settings: ServerSettings) -> None:
         if settings.event_log is not None:
             log = EventLog(settings.event_log, settings.rotate_events, settings.rotate_seconds)
         recommender = Recommender.from_pretrained(
-            settings.model, device=settings.device, num_beams=settings.num_beams, scid=settings.scid
+            settings.model,
+            device=settings.device,
+            num_beams=settings.num_beams,
+            scid=settings.scid,
+            history_cache=settings.history_cache,
         )
         recommender.recommend([[recommender.items["item_id"][0]]], k=1)  # the first search is slow
         app = make_app(

@@ -27,6 +27,9 @@ class ServerSettings:
     host: str = _option("127.0.0.1", "address to listen at; 0.0.0.0 for all of the machine")
     port: int = _option(8000, "port to listen at; 0 takes any that is free")
     num_beams: int | Literal["all"] = _option(20, "beams, and the longest list; all scores every item")
+    history_cache: float | None = _option(
+        None, "mean share of the user's own history in the lists (default: the model's)"
+    )
     max_batch_size: int = _option(32, "requests in one search")
     max_wait_ms: float = _option(5.0, "milliseconds that a request waits for others")
     max_waiting: int = _option(1024, "requests that may wait; more are refused with status 503")

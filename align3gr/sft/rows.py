@@ -1,6 +1,7 @@
 """All rows of a fine-tuning run: the objective of sequential item prediction, and the other tasks beside it."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ def training_rows(
     objective: str = "every_item",
     rephrased: float = 0.0,
     returns: float = 0.0,
+    shuffled: float = 0.0,
     max_length: int = 512,
     seed: int = 0,
 ) -> Dataset:
@@ -50,6 +52,8 @@ def training_rows(
         objective: "every_item", "prefix" or "tree", see `align3gr.sft.objectives`.
         rephrased: passes over sequential item prediction with the other templates than that of `prompts`.
         returns: passes over the sequences with returns put in (see `align3gr.sft.returns`), with the same objective.
+        shuffled: passes over the sequences in another random order each, with the same objective: what a user likes
+            without what came when, so that few interactions are learnt by heart less soon.
         max_length: most tokens of a row of the other tasks.
         seed: draws rows and templates; a task's rows do not depend on which other tasks there are.
 
@@ -76,13 +80,20 @@ def training_rows(
                 f"rephrased: {templates.source} has one template of sequential item prediction; set it to 0"
             )
         parts.append(task_rows(data, SequentialItemPrediction, others, tokenizer, rephrased, max_length, rng))
+    # Items that were put in or moved are at no position of the split, so codes that depend on it are left out.
+    codes = data.user_codes.full if data.user_codes is not None and data.user_codes.same_everywhere else None
     if returns:
         rng = np.random.default_rng([seed, 2])
-        # Items that were put in are no positions of the split, so codes that depend on it are left out.
-        codes = data.user_codes.full if data.user_codes is not None and data.user_codes.same_everywhere else None
         again = OBJECTIVES[objective](prompts, with_returns(data.sequences, rng), codes, item_codes)
         parts.append(_weighted(again, returns, rng))
         logger.info("returns put in: %d rows", len(parts[-1]))
+    if shuffled:
+        rng = np.random.default_rng([seed, 3])
+        for done in range(math.ceil(shuffled)):
+            orders = [rng.permutation(sequence) for sequence in data.sequences]
+            again = OBJECTIVES[objective](prompts, orders, codes, item_codes)
+            parts.append(_weighted(again, min(1.0, shuffled - done), rng))
+            logger.info("in random order: %d rows", len(parts[-1]))
     rows = concatenate_datasets(parts)
     if not len(rows):
         raise InputError("train: no user has two train items, so there is nothing to predict")

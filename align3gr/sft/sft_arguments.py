@@ -50,6 +50,13 @@ class SFTArguments:
             "learns to copy; for data in which users come back to items."
         },
     )
+    shuffled: float = field(
+        default=0.0,
+        metadata={
+            "help": "Passes over the sequences in another random order each: a small data set is learnt by heart less "
+            "soon."
+        },
+    )
     normalizer: str = field(
         default="vocabulary",
         metadata={

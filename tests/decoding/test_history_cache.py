@@ -8,6 +8,7 @@ from scipy.stats import betabinom
 
 from align3gr import Recommender
 from align3gr.decoding import HistoryCache
+from align3gr.decoding.files import _fingerprint
 from align3gr.decoding.history_cache import HISTORY_CACHE_FILE, repeats
 from align3gr.errors import InputError
 
@@ -87,6 +88,10 @@ def test_a_saved_recommender_knows_its_returns(smoke_run, tmp_path):
     assert plain.recommend(history, k=5, denied=[first])[0][0].item_id != first
     unseen = plain.recommend(history, k=5, exclude_seen=True)
     plain.save_pretrained(tmp_path)
+    source = smoke_run / "data" / "train.parquet"
+    with_cache = _fingerprint(plain, source, None)
+    plain.history_cache = plain.history_cache.with_share(0.0)
+    assert _fingerprint(plain, source, None) != with_cache
     again = Recommender.from_pretrained(tmp_path, device="cpu")
     assert again.history_cache.share == 0.9 and again.recommend(history, k=5)[0] == after
     off = Recommender.from_pretrained(tmp_path, device="cpu", history_cache=0.0)

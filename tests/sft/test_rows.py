@@ -53,6 +53,16 @@ def test_rephrased_rows_use_the_other_templates(task_data, scid_tokenizer):
         rows_of(task_data, scid_tokenizer, ["sequential"], rephrased=1)
 
 
+def test_shuffled_passes_hold_the_same_items_in_other_orders(task_data, scid_tokenizer):
+    plain = rows_of(task_data, scid_tokenizer, ["sequential"])
+    more = rows_of(task_data, scid_tokenizer, ["sequential"], shuffled=99.5)
+    assert len(plain) == 2 and len(more) == len(plain) + 2 * 99 + 1  # the third user has one item only
+    assert as_set(more) > as_set(plain)
+    # The four items of the first user, one of them twice, have 12 orders, the two of the second one 2.
+    assert len(as_set(more)) == 12 + 2
+    assert {tuple(sorted(ids)) for ids in as_set(more)} == {tuple(sorted(ids)) for ids in as_set(plain)}
+
+
 def test_what_cannot_be_learnt_is_refused(task_data, scid_tokenizer):
     with pytest.raises(InputError, match="objective: got 'some'"):
         rows_of(task_data, scid_tokenizer, ["sequential"], objective="some")
