@@ -110,6 +110,7 @@ def test_preference_training_with_other_settings_or_codes_never_goes_on(
         run_stage("sp_dpo", run_dir)
 
 
+@pytest.mark.long
 def test_the_token_level_with_other_settings_is_that_of_a_fresh_folder(
     smoke_run, tmp_path, run_stage, monkeypatch, caplog
 ):

@@ -105,8 +105,8 @@ def _check_base(folder: Path) -> None:
         InputError: the base that it names is a folder.
     """
     path = folder / ADAPTER_CONFIG_NAME
-    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else ""
-    if Path(base).is_absolute():
+    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+    if base and Path(base).is_absolute():
         raise InputError(
             f"model: {folder} is an adapter on {base}, a folder of this machine; write one plain model with "
             "`align3gr merge` and push that, or train on a base of the Hub"
