@@ -60,7 +60,7 @@ def run_server(settings: ServerSettings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _told_to_stop)
         _Server(config, f"{len(recommender.items)} items on {recommender.model.device}").run(sockets=[listener])
-        logger.info("stopped; every request that had arrived was answered")
+        logger.info("stopped")
     finally:
         listener.close()
 
