@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tokenize.py
 	$(BIN)/python benchmarks/token_quality.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/serving.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
