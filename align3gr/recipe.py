@@ -1,8 +1,10 @@
 """What every recipe script does first and last: read its options, and end in one clear line when they are wrong."""
 
+import argparse
 import dataclasses
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -13,6 +15,7 @@ import yaml
 
 from align3gr.errors import InputError
 from align3gr.processes import leave
+from align3gr.suggestions import did_you_mean
 
 # Options of `TrainingArguments` that leave the result as it is.
 _NO_SETTINGS = {"output_dir", "run_name", "logging_dir", "report_to", "disable_tqdm", "logging_steps", "use_cpu"}
@@ -36,14 +39,21 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
             raise InputError("--config: needs the path of a YAML file")
         read_config(arguments[at])
     parser = TrlParser(list(option_types))
-    parser.error = _refuse  # type: ignore[method-assign, assignment]
+
+    def refuse(message: str) -> None:
+        raise InputError(f"{message}{_suggestion(parser, arguments, message) or '; see --help'}")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
     if any(action.dest == "use_cpu" for action in parser._actions) and not torch.cuda.is_available():
         # bf16 without a GPU is refused unless the CPU was asked for.
         parser.set_defaults(use_cpu=True)
     try:
         parsed = parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
+    except InputError:  # is a ValueError
+        raise
     except (ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())
+        raise InputError(message + _suggestion(parser, arguments, message)) from error
     for options in parsed:
         _check_values(options)
     return parsed
@@ -71,7 +81,7 @@ def _check_values(options: Any) -> None:
 def run_recipe(main: Callable[[], None]) -> None:
     """Runs a recipe; wrong input, and a full disk, end with one line and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
+    for noisy in ("httpx", "httpx2", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main()
@@ -124,8 +134,13 @@ def read_config(name: str | Path) -> dict[str, Any]:
     return content
 
 
-def _refuse(message: str) -> None:
-    raise InputError(f"{message}; see --help")
+def _suggestion(parser: argparse.ArgumentParser, arguments: Sequence[str], message: str) -> str:
+    """What a word that is no option may have meant; those of a file stand in the message."""
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    given = [word for word in (*arguments, *re.findall(r"--[\w-]+", message)) if word.startswith("--")]
+    wrong = next((word for word in given if not any(name.startswith(word) for name in (*known, "--config"))), None)
+    near = did_you_mean(wrong, known) if wrong else ""
+    return f"; there is no {wrong}{near}" if near else ""
 
 
 def training_settings(arguments: Any) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig
 
 from align3gr import InputError, Recommender
 from align3gr.data import Split
 from align3gr.pipeline import FOLDERS, STAGES, read_manifest
 from align3gr.recipe import parse
+from align3gr.sft import SFTArguments
 from tests.conftest import ROOT
 
 
@@ -154,3 +156,18 @@ def test_wrong_keys_and_values_of_a_recipe_file_are_named(tmp_path, run_stage):
     (tmp_path / "scid.yaml").write_text("learning_rate: 0.1\nbatch_size: 7\n")
     (config,) = parse([DualSCIDTrainingConfig], ["--config", str(tmp_path / "scid.yaml"), "--batch_size", "9"])
     assert (config.learning_rate, config.batch_size) == (0.1, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "content", "message"),
+    [
+        (["--run_dir", "x", "--shufled", "3"], "", r"there is no --shufled; did you mean '--shuffled'\?$"),
+        (["--shufled", "3"], "", r"are required: .*; there is no --shufled; did you mean '--shuffled'\?$"),
+        ([], "normalicer: catalogue", r"there is no --normalicer; did you mean '--normalizer'\?$"),
+        (["--run_dir", "x", "--dropout", "a"], "", r"invalid float value: 'a'; see --help$"),
+    ],
+)
+def test_a_misspelt_option_is_told_what_it_may_mean(options, content, message, tmp_path):
+    (tmp_path / "sft.yaml").write_text(f"run_dir: x\n{content}\n" if content else "seed: 1\n")
+    with pytest.raises(InputError, match=message):
+        parse([SFTArguments, SFTConfig], ["--config", str(tmp_path / "sft.yaml"), *options])
