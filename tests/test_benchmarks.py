@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from rich.console import Console
 
+from align3gr.data import Split
+from align3gr.evaluation import read_per_user
 from tests.conftest import ROOT
 
 
@@ -121,3 +124,12 @@ def test_the_scaling_benchmark_prepares_all_that_it_wrote(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     figures = benchmark("scaling").run_part("prepare", (300, 200, 4000))
     assert figures["kept"] == 1 and figures["prepare_s"] > 0 and figures["prepare_peak_mb"] > 100
+
+
+def test_ranks_behind_the_history_are_those_of_the_evaluation(smoke_run):
+    fused = benchmark("history_first")
+    places, frame = fused.places_of_latest(Split.load(smoke_run / "data")), read_per_user(smoke_run)
+    behind = fused.ranks_behind(frame.filter(pl.col("system") == "SFT"), places)
+    row = frame.filter(pl.col("system") == "five latest, then SFT")
+    listed = row["rank_allowed"].fill_null(0).to_numpy()
+    assert (behind > 0).any() and np.array_equal(np.where(behind <= row["list_length"][0], behind, 0), listed)

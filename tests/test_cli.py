@@ -55,9 +55,9 @@ def test_bad_input_ends_in_one_line_that_names_it_and_leaves_nothing(case, tmp_p
     source = make(tmp_path / "raw")
     done = align3gr("prepare", "--run_dir", tmp_path / "run", "--format", kind, "--source", source, "--core", 1)
     assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    assert all(word in lines[0] for word in words), lines[0]
+    *log, error = done.stderr.strip().splitlines()
+    assert error.startswith("error: ") and all(line.endswith("prepare: started") for line in log), done.stderr
+    assert all(word in error for word in words), error
     assert not (tmp_path / "run").exists()
 
 

@@ -23,15 +23,22 @@ def _refused(tree: ast.AST) -> list[str]:
             if isinstance(called, ast.Name) and called.id in REFUSED_NAMES:
                 found.append(called.id)
             if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-                found += [called.attr] if (called.value.id, called.attr) in REFUSED_CALLS else []
+                refused = (called.value.id, called.attr) in REFUSED_CALLS and not _tensors_only(node)
+                found += [called.attr] if refused else []
             found += [k.arg for k in node.keywords if k.arg in ("trust_remote_code", "allow_pickle", "shell")]
     return found
+
+
+def _tensors_only(call: ast.Call) -> bool:
+    """`torch.load(..., weights_only=True)` opens tensors and plain values, and nothing that runs."""
+    return any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in call.keywords)
 
 
 def test_the_package_runs_no_code_from_data():
     assert _refused(ast.parse("import pickle")) == ["pickle"] and _refused(ast.parse("torch.load(x)")) == ["load"]
     assert _refused(ast.parse("f(a, trust_remote_code=True)")) == ["trust_remote_code"]
-    assert _refused(ast.parse("model.eval()")) == []
+    assert _refused(ast.parse("model.eval()")) == _refused(ast.parse("torch.load(x, weights_only=True)")) == []
+    assert _refused(ast.parse("torch.load(x, weights_only=False)")) == ["load"]
     files = [*(ROOT / "align3gr").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
     assert {path.name: found for path in files if (found := _refused(ast.parse(path.read_text())))} == {}
     settings = [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "accelerate_configs").glob("*.yaml")]
