@@ -8,7 +8,7 @@ beta-binomial model whose strength is fitted on the train split by maximum likel
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,12 @@ class HistoryCache:
             longest: places of the history that are looked at.
         """
         returned, asked = np.zeros(longest), np.zeros(longest)
-        for sequence in sequences:
-            for lag in range(1, min(longest, len(sequence) - 1) + 1):
-                returned[lag - 1] += np.count_nonzero(sequence[lag:] == sequence[:-lag])
-                asked[lag - 1] += len(sequence) - lag
+        items = np.concatenate([*sequences, np.empty(0, dtype=np.int64)])
+        users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+        for lag in range(1, min(longest, len(items) - 1) + 1):
+            same_user = users[lag:] == users[:-lag]
+            returned[lag - 1] = np.count_nonzero(same_user & (items[lag:] == items[:-lag]))
+            asked[lag - 1] = np.count_nonzero(same_user)
         counts = np.array([(len(sequence) - 1, repeats(sequence)) for sequence in sequences if len(sequence) > 1])
         return cls(returned / np.maximum(asked, 1), _strength(counts.reshape(-1, 2)), share)
 
@@ -107,13 +109,14 @@ class HistoryCache:
         """
         mixed, mixed_scores = items.copy(), scores.copy()
         shares = self.shares(histories)
+        may, may_not = _rows(allowed), _rows(denied)
         for row in np.flatnonzero(shares).tolist():
             known, cached = self.probabilities(histories[row])
             shown = cached > 0
-            if allowed is not None:
-                shown &= np.isin(known, _set_of(allowed, row))
-            if denied is not None:
-                shown &= ~np.isin(known, _set_of(denied, row))
+            if may is not None:
+                shown &= np.isin(known, may(row))
+            if may_not is not None:
+                shown &= ~np.isin(known, may_not(row))
             of_model = items[row] >= 0
             together = np.concatenate([items[row][of_model], known[shown]])
             weights = np.concatenate(
@@ -181,6 +184,11 @@ def _strength(counts: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 9.0), method="bounded").x))
 
 
-def _set_of(sets: ItemSets, row: int) -> np.ndarray:
-    one: Any = sets[row] if is_by_row(sets) else sets  # type: ignore[index]
-    return np.asarray(list(one), dtype=np.int64)
+def _rows(sets: Any) -> Callable[[int], np.ndarray] | None:
+    """The set of a row; one for all rows is made an array once."""
+    if sets is None:
+        return None
+    if is_by_row(sets):
+        return lambda row: np.asarray(list(sets[row]), dtype=np.int64)
+    one = np.asarray(list(sets), dtype=np.int64)
+    return lambda row: one

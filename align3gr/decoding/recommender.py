@@ -170,25 +170,28 @@ class Recommender:
             raise InputError(f'unknown_items: got {unknown_items!r}, expected "raise" or "skip"')
         indices = [self.item_rows(request.history, unknown_items, request.source) for request in requests]
         prompts = self._prompts(requests, indices)
+        cache = None if exclude_seen or not (self.history_cache and self.history_cache.share) else self.history_cache
+        longest = self.search.num_beams
         rankings = generate_rankings(
             self.search,
             prompts,
             batch_size or self.batch_size,
-            k,
+            # What is mixed must not depend on the length that is asked for; a wrong length is refused there.
+            longest if cache is not None and 1 <= k <= longest else k,
             progress=progress,
             allowed=allowed,
             denied=union(indices, denied) if exclude_seen else denied,
         )
         items, scores = rankings.allowed, rankings.allowed_scores
-        if self.history_cache is not None and not exclude_seen:
-            items, scores = self.history_cache.mix(items, scores, indices, allowed, denied)
+        if cache is not None:
+            items, scores = cache.mix(items, scores, indices, allowed, denied)
         return [
             [
                 Recommendation(self._item_ids[item], self._titles[item], score)
                 for item, score in zip(row, row_scores, strict=True)
                 if item >= 0
             ]
-            for row, row_scores in zip(items.tolist(), scores.tolist(), strict=True)
+            for row, row_scores in zip(items[:, :k].tolist(), scores[:, :k].tolist(), strict=True)
         ]
 
     def recommend_file(self, input_file: str | Path, output_file: str | Path, **options: Any) -> int:

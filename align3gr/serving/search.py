@@ -65,12 +65,10 @@ def question_of(recommender: Recommender, message: RecommendRequest) -> tuple[Qu
 
 def answer(recommender: Recommender, questions: Sequence[Question]) -> list[list[Recommendation] | Exception]:
     """The list of each question, or why there is none. Questions of a kind share a search."""
-    kinds: dict[tuple, list[int]] = {}
+    kinds: dict[tuple[bool, bool], list[int]] = {}
     for place, one in enumerate(questions):
-        # A set of all items, for questions without one, would cost memory by the catalogue; and what a history cache
-        # adds depends on the length of the list.
-        length = one.k if recommender.history_cache is not None else 0
-        kinds.setdefault((one.allowed is not None, one.exclude_seen, length), []).append(place)
+        # A set of all items, for questions without one, would cost memory by the catalogue.
+        kinds.setdefault((one.allowed is not None, one.exclude_seen), []).append(place)
     answers: list[list[Recommendation] | Exception] = [[] for _ in questions]
     for places in kinds.values():
         for place, found in zip(places, _search(recommender, [questions[place] for place in places]), strict=True):

@@ -87,6 +87,8 @@ def training_rows(
         again = OBJECTIVES[objective](prompts, with_returns(data.sequences, rng), codes, item_codes)
         parts.append(_weighted(again, returns, rng))
         logger.info("returns put in: %d rows", len(parts[-1]))
+    if shuffled < 0:
+        raise InputError(f"shuffled: got {shuffled}, expected 0 or more passes")
     if shuffled:
         rng = np.random.default_rng([seed, 3])
         for done in range(math.ceil(shuffled)):

@@ -86,6 +86,10 @@ def test_a_saved_recommender_knows_its_returns(smoke_run, tmp_path):
     after = plain.recommend(history, k=5)[0]
     assert after[0].item_id == first and before != after
     assert plain.recommend(history, k=5, denied=[first])[0][0].item_id != first
+    assert after == plain.recommend(history, k=20)[0][:5]  # the length asked for changes nothing
+    for k in (0, 21):
+        with pytest.raises(InputError, match=f"k: got {k}, expected 1 to num_beams=20"):
+            plain.recommend(history, k=k)
     unseen = plain.recommend(history, k=5, exclude_seen=True)
     plain.save_pretrained(tmp_path)
     source = smoke_run / "data" / "train.parquet"

@@ -64,6 +64,8 @@ def test_shuffled_passes_hold_the_same_items_in_other_orders(task_data, scid_tok
 
 
 def test_what_cannot_be_learnt_is_refused(task_data, scid_tokenizer):
+    with pytest.raises(InputError, match="shuffled: got -1, expected 0 or more"):
+        rows_of(task_data, scid_tokenizer, ["sequential"], shuffled=-1)
     with pytest.raises(InputError, match="objective: got 'some'"):
         rows_of(task_data, scid_tokenizer, ["sequential"], objective="some")
     with pytest.raises(InputError, match="needs a template that ends"):
