@@ -81,7 +81,7 @@ def _users(run: RunFiles) -> str:
     used = ", ".join(str(len(np.unique(column))) for column in users.codes.T)
     return paragraph(
         f"{len(users.ids):,} users have {distinct:,} distinct SCIDs; codes used at each level: {used}. "
-        "Users may share an SCID, items may not."
+        "Users may share an SCID."
     )
 
 

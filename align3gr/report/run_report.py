@@ -68,7 +68,7 @@ def _absent(run: RunFiles, stages: list[str]) -> str:
 
 def _lead(run: RunFiles) -> str:
     version = list(run.manifests.values())[-1].get("versions", {}).get("align3gr", "?")
-    states = table(["stage", *STAGES], [["", *(run.state(name) for name in STAGES)]])
+    states = table(STAGES, [[run.state(name) for name in STAGES]], words=True)
     unfinished = [name for name in STAGES if name not in run.manifests]
     if not unfinished:
         return paragraph(f"All stages are finished. Made by align3gr {version}.") + states

@@ -57,8 +57,8 @@ def levels_section(run: RunFiles) -> str:
     users = [[name, f"{shares['users']:,}"] for name, shares in lost.items()]
     return (
         paragraph(
-            "Targets outside a system's longest list, by the level at which the last shown item that began like them "
-            "parted from them. 'Lost at level 1': no item of the list shares the target's first code."
+            "Targets that are not in a system's longest list. 'Lost at level 1': no item of the list shares the "
+            "target's first code; 'lost at level 2': some item shares the first code, none the first two."
         )
         + bar_chart(rows, top=1.0)
         + table(["", "lost targets"], users)

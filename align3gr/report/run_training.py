@@ -10,12 +10,13 @@ from align3gr.report.svg import bar_chart, line_chart
 
 TITLES = {"sp_dpo": "SP-DPO, self-play", "rf_dpo": "RF-DPO, feedback"}
 _STATISTICS = {
-    "rows": "rows",
-    "mean_rejected": "rejected a row",
-    "beam_share": "from the beam",
-    "generated_share": "generated",
-    "logged_share": "logged",
+    "prompts": "prompts",
+    "dropped": "without rejected items",
+    "known_positives": "known positives kept out",
+    "logged_share": "rejected from the log",
     "start_accuracy": "told apart at the start",
+    "start_accuracy_beam": "of the beam",
+    "start_accuracy_filler": "of those drawn",
     "start_rank": "rank of the chosen one",
 }
 

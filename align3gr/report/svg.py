@@ -11,7 +11,7 @@ from align3gr.report.scid_plots import COLOURS
 WIDTH = 680
 MAX_POINTS = 300  # of a line; more cannot be seen at this width
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 12, 44
-_BAR, _NAMES = 22, 250  # height of a bar's row, width of the names before it
+_BAR, _NAMES = 22, 310  # height of a bar's row, width of the names before it
 _OTHERS = "#cccccc"
 
 Line = Sequence[tuple[float, float]]
@@ -59,7 +59,7 @@ def line_chart(
             path += "h.1"  # a line of no length has no round ends in every browser
         if line:
             parts.append(f'<path class="line" stroke="{colour}" d="M{path}"><title>{html.escape(name)}</title></path>')
-    return _svg(parts, height) + _legend(drawn)
+    return _svg(parts, height) + (_legend(drawn) if len(drawn) > 1 else "")
 
 
 def bar_chart(rows: Mapping[str, Mapping[str, float]], top: float | None = None, digits: int = 3) -> str:
@@ -77,7 +77,7 @@ def bar_chart(rows: Mapping[str, Mapping[str, float]], top: float | None = None,
     drawn = []
     for number, (row, parts) in enumerate(rows.items()):
         y, x = number * _BAR + 4, float(_NAMES)
-        drawn.append(_label(_NAMES - 8, y + 13, row if len(row) < 42 else row[:40] + "…", "end"))
+        drawn.append(_label(_NAMES - 8, y + 13, row if len(row) < 54 else row[:52] + "…", "end"))
         for part, value in parts.items():
             about = html.escape(f"{row}, {part}: {value:.{digits}f}")
             drawn.append(
