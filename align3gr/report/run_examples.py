@@ -69,7 +69,7 @@ def _card(user: str, split: Split, questions: EvaluationSet, row: int, chosen: l
     seen = {ids[item] for item in history}
     earlier = len(history) - _SHOWN_HISTORY
     lines = [f"<li>{text(name(item))}</li>" for item in history[-_SHOWN_HISTORY:]]
-    more = paragraph(f"{earlier:,} earlier ones, then:", "note") if earlier > 0 else ""
+    more = paragraph(f"{earlier:,} earlier, then:", "note") if earlier > 0 else ""
     items = []
     for item_id, title, probability in chosen:
         kind = ' class="hit"' if item_id == ids[target] else ' class="seen"' if item_id in seen else ""

@@ -72,14 +72,7 @@ def _prefixes(statistics: Mapping[str, Any]) -> dict[str, float]:
 def _token_level(run: RunFiles) -> str:
     report = run.json("scid", "report.json") or {}
     log = report.get("log", [])
-    losses: dict[str, list[tuple[float, float]]] = {}
-    aucs: dict[str, list[tuple[float, float]]] = {}
-    for line in log:
-        phase = f"phase {line['phase']}"
-        if "loss" in line:
-            losses.setdefault(phase, []).append((line["epoch"], line["loss"]))
-        if "eval_auc" in line:
-            aucs.setdefault(phase, []).append((line["epoch"], line["eval_auc"]))
+    losses, aucs = _by_phase(log, "loss"), _by_phase(log, "eval_auc")
     if not losses:
         return paragraph(
             "No training log in scid/report.json: these codes were not trained, or by an older version.", "note"
@@ -89,6 +82,21 @@ def _token_level(run: RunFiles) -> str:
         parts.append(paragraph("AUC of user-item pairs that the train split holds out:", "note"))
         parts.append(line_chart(aucs, "epoch of the phase", "AUC"))
     return "".join(parts)
+
+
+def _by_phase(log: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[tuple[float, float]]]:
+    """Curves of a value by epoch; where the epochs of a phase begin again, so does a curve."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in (line for line in log if name in line):
+        phase, part = f"phase {line['phase']}", 1
+        curve = phase
+        while f"{phase}, part {part + 1}" in curves:
+            part += 1
+            curve = f"{phase}, part {part}"
+        if curve in curves and curves[curve][-1][0] >= line["epoch"]:
+            curve = f"{phase}, part {part + 1}"
+        curves.setdefault(curve, []).append((line["epoch"], line[name]))
+    return curves
 
 
 def _fine_tuning(run: RunFiles) -> str:

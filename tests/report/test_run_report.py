@@ -200,6 +200,17 @@ def test_an_older_run_without_logs_of_its_stages_shows_the_ends_of_their_curves(
     assert ends in cells(page.section("Training")) and "Left out, as asked for." in page.section("Examples")
 
 
+def test_a_phase_whose_epochs_begin_again_has_another_curve(smoke_run, tmp_path):
+    run_dir = copy_run(smoke_run, tmp_path / "run", "scid")
+    epochs = [("align", 1.0), ("align", 2.0), ("quantize", 1.0), ("quantize", 2.0), ("quantize", 1.0)]
+    log = [{"phase": phase, "epoch": epoch, "loss": 1.0} for phase, epoch in epochs]
+    (run_dir / "scid" / "report.json").write_text(json.dumps({"log": log}))
+    training = Page(write_run_report(run_dir)).section("Training")
+    curves = re.findall(r'class="line"[^>]*d="([^"]*)"><title>(.*?)</title>', training)
+    assert [name for _, name in curves] == ["phase align", "phase quantize", "phase quantize, part 2"]
+    assert [path.count("L") + 1 for path, _ in curves] == [2, 2, 1]
+
+
 def test_wrong_input_is_named(smoke_run, tmp_path):
     with pytest.raises(InputError, match=r"none: no such folder"):
         write_run_report(tmp_path / "none")
