@@ -182,6 +182,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def public_settings(value: Any) -> Any:
+    """Without what others must not see: secrets, and where files lie on this machine."""
+    if isinstance(value, Mapping):
+        return {key: public_settings(part) for key, part in value.items() if key != "hub_token"}
+    if isinstance(value, list):
+        return [public_settings(part) for part in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "../")):
+        return Path(value).name
+    return value
+
+
 def content_hash(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's files (manifest apart).
 

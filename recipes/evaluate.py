@@ -25,6 +25,7 @@ from align3gr.evaluation import (
 from align3gr.pipeline import STAGES, read_manifest, stage, stage_folder
 from align3gr.processes import launched
 from align3gr.recipe import parse, run_recipe
+from align3gr.report import write_run_report
 from align3gr.scid import load_codes
 
 BASELINES = {
@@ -121,6 +122,7 @@ def main() -> None:
             f"evaluation of {len(questions):,} users: {time.perf_counter() - started:.1f} s, SFT "
             f"{rows['SFT']['ranking']['users_per_second']:,.0f} users/s, processes: {process.num_processes}"
         )
+    print(write_run_report(arguments.run_dir))
 
 
 if __name__ == "__main__":

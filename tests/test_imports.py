@@ -32,6 +32,7 @@ ALLOWED |= {name: {*ORDER, name} for name in LAST}
 ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor"}
 ALLOWED["hub"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}
+ALLOWED["report"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
 ALLOWED["baselines"] |= {"pipeline", "sft"}
 

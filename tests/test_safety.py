@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 # Names that would run code from data or from elsewhere.
 REFUSED_NAMES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "eval", "exec"}
 REFUSED_CALLS = {("torch", "load"), ("yaml", "load"), ("yaml", "unsafe_load"), ("os", "system")}
-SAFE = {".safetensors", ".json", ".parquet", ".arrow", ".npy", ".md", ".jinja"}
+SAFE = {".safetensors", ".json", ".parquet", ".arrow", ".npy", ".md", ".jinja", ".html"}
 
 
 def _refused(tree: ast.AST) -> list[str]:

@@ -253,6 +253,13 @@ def _report_codes(parsed: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _report(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    from align3gr.report import write_run_report
+
+    print(write_run_report(parsed.run, parsed.output, parsed.examples))
+    return 0
+
+
 def _versions(manifest: dict) -> str:
     return ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
 
@@ -264,6 +271,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "push": _push,
     "recommend": _recommend,
     "serve": _serve,
+    "report": _report,
     "scid-report": _report_codes,
     "audit": _audit,
     "doctor": _doctor,

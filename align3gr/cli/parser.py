@@ -38,6 +38,7 @@ _STORY = {
         "baselines": "every system of the paper's Table 1: tuned on validation, judged like the models",
         "ablation": "tables of runs that differ in stated options: those of the paper, a sweep of learning rates",
         "results": "the result tables of runs on one Markdown page",
+        "report": "a run as one page of HTML: data, SCIDs, curves, metrics, example users, settings; partial runs too",
         "scid-report": "what a table of codes is worth: numbers and plots, for any run or published index",
     },
     "checks": {
@@ -111,6 +112,12 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("run", help="folder of the run, finished or not, such as runs/yelp")
+    report.add_argument("--output", help="file to write (default: report.html in the run's folder)")
+    report.add_argument("--examples", type=int, default=6, help="users that are shown; 0 loads no model")
+
+
+def _add_scid_report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--codes", required=True, help="item_codes.parquet of a run, or an index.json of LC-Rec or LETTER"
     )
@@ -229,7 +236,8 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "push": _add_push,
     "recommend": _add_recommend,
     "serve": _add_serve,
-    "scid-report": _add_report,
+    "report": _add_report,
+    "scid-report": _add_scid_report,
     "audit": _add_audit,
     "doctor": _add_doctor,
     "estimate": add_options,

@@ -170,6 +170,7 @@ def run_curriculum(
                 start = run.record["best_value"]  # of the policy that the stage starts from
                 watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
             log = _train(run, stage, folder, seed, rows, watched, likelihood)
+            run.keep_losses(folder, log)
             losses = [line["loss"] for line in log if "loss" in line]
             entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
             entry["statistics"] = _read_statistics(folder / "rows")  # now with what the reference says

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from align3gr.errors import InputError
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "curriculum.json"
+LOG_FILE = "log.json"
 # Settings of the trainer that a continued run must share with the one it continues.
 _FIXED_ARGS = (
     "seed",
@@ -96,6 +97,12 @@ class CurriculumRun:
     def value(self) -> float:
         """The metric that decides, of the policy as it is now."""
         return self.metrics()[self.metric]
+
+    def keep_losses(self, folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the losses of a stage into its `log.json`: the trainer's own log goes with its checkpoints."""
+        if self.process.is_main_process:
+            lines = [{name: line[name] for name in ("step", "epoch", "loss")} for line in log if "loss" in line]
+            whole_file(folder / LOG_FILE, json.dumps(lines, indent=1) + "\n")
 
     def decide(self, folder: Path, entry: dict[str, Any], started: float) -> None:
         """Evaluate the trained policy, and keep it or go back to the best one."""

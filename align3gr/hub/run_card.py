@@ -12,7 +12,7 @@ from peft import PeftConfig
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from align3gr.decoding.recommender import ITEM_CODES_FILE
-from align3gr.pipeline import MANIFEST, STAGES, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, STAGES, public_settings, read_manifest, stage_folder
 
 LINEAGE_FILE = "lineage.json"
 TAGS = ["recommendation", "generative-recommendation", "semantic-ids"]
@@ -38,7 +38,9 @@ def lineage(run_dir: str | Path, folder: str | Path) -> dict[str, Any]:
     for name in STAGES[: last + 1]:
         if (stage_folder(run_dir, name) / MANIFEST).is_file():
             manifest = read_manifest(stage_folder(run_dir, name))
-            found[name] = {key: _public(manifest.get(key)) for key in ("settings", "inputs", "seed", "versions")}
+            found[name] = {
+                key: public_settings(manifest.get(key)) for key in ("settings", "inputs", "seed", "versions")
+            }
             found[name]["seconds"] = manifest.get("seconds")
     return found
 
@@ -92,17 +94,6 @@ def card(
 
 def _is_within(folder: str | Path, run_dir: Path, stage: str) -> bool:
     return Path(folder).resolve().is_relative_to(stage_folder(run_dir, stage).resolve())
-
-
-def _public(value: Any) -> Any:
-    """Without what others must not see: secrets, and where files lie on this machine."""
-    if isinstance(value, Mapping):
-        return {key: _public(part) for key, part in value.items() if key != "hub_token"}
-    if isinstance(value, list):
-        return [_public(part) for part in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "../")):
-        return Path(value).name
-    return value
 
 
 def _base_model(run_dir: Path, folder: Path) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 MAP_ITEMS = 5000  # t-SNE of more takes minutes and shows no more
 MAP_CODES = 12
 # Twelve colours that stay apart under the common colour deficiencies (Paul Tol's "muted" and "bright", without greys).
-_COLOURS = (
+COLOURS = (
     *("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#882255"),
     *("#44AA99", "#AA4499", "#999933", "#EE6677", "#4477AA", "#EE7733"),
 )
@@ -50,11 +50,26 @@ def plot_item_map(
         max_items: items on the map, drawn at random where there are more.
         seed: of the drawing and the layout.
     """
+    counts = np.bincount(first_codes)
+    rows, points = item_layout(vectors, max_items, seed)
+    _draw_map(points, first_codes[rows], largest_codes(counts), counts, path)
+    return len(rows)
+
+
+def largest_codes(counts: np.ndarray) -> list[int]:
+    """The codes that most items have, most first, as many as have a colour on a map. Shape: `counts` `(codes,)`."""
+    return [int(code) for code in np.argsort(-counts, kind="stable")[:MAP_CODES] if counts[code]]
+
+
+def item_layout(vectors: np.ndarray, max_items: int = MAP_ITEMS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Places of items on a map, see [`plot_item_map`].
+
+    Returns:
+        rows of the items that are shown, ascending, `(shown,)`, and their places `(shown, 2)`.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    counts = np.bincount(first_codes)
-    largest = [int(code) for code in np.argsort(-counts, kind="stable")[:MAP_CODES] if counts[code]]
     rows = np.arange(len(vectors))
     if len(rows) > max_items:
         rows = np.sort(np.random.default_rng(seed).choice(rows, max_items, replace=False))
@@ -63,9 +78,7 @@ def plot_item_map(
     shown = PCA(min(50, *shown.shape), random_state=seed).fit_transform(shown)
     # t-SNE needs fewer neighbours than items.
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(shown)
-    _draw_map(points, first_codes[rows], largest, counts, path)
-    return len(rows)
+    return rows, TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(shown)
 
 
 def _draw_map(
@@ -79,7 +92,7 @@ def _draw_map(
         axis.scatter(
             *points[codes == code].T,
             s=16,
-            color=_COLOURS[i],
+            color=COLOURS[i],
             marker=marker,
             linewidths=0,
             label=f"code {code} ({counts[code]:,})",

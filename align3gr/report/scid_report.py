@@ -42,8 +42,8 @@ def write_scid_report(
     """
     table = read_code_table(codes)
     # All that is read is read before anything is written.
-    sequences = None if data is None else _sequences(table, Split.load(data))
-    points = None if vectors is None else _vectors(vectors, table)
+    sequences = None if data is None else train_sequences(table, Split.load(data))
+    points = None if vectors is None else item_vectors(vectors, table)
     quality = measure_quality(table.codes, sequences, codebook_sizes)
     output = Path(output)
     try:
@@ -118,13 +118,13 @@ def _lift_row(lift: PrefixLift) -> list[str]:
     ]
 
 
-def _sequences(table: CodeTable, split: Split) -> list[np.ndarray]:
+def train_sequences(table: CodeTable, split: Split) -> list[np.ndarray]:
     """The train histories in rows of the table of codes."""
     rows = table.rows(split.items[ITEM_ID])
     return [rows[sequence] for sequence in split.train_sequences()]
 
 
-def _vectors(path: str | Path, table: CodeTable) -> np.ndarray:
+def item_vectors(path: str | Path, table: CodeTable) -> np.ndarray:
     """The vectors of the table's items: all kinds that the file has, the rows of each kind scaled to unit length."""
     try:
         vectors = Embeddings.load(path, ITEM_ID, pl.Series(table.ids, dtype=pl.String))
