@@ -24,8 +24,7 @@ def _split() -> Split:
 def _histories() -> tuple[list[list[str]], list[str]]:
     """Item ids and user ids of two users."""
     split = _split()
-    ids, rows = split.items["item_id"].to_list(), split.train["items"][:2].to_list()
-    return [[ids[item] for item in row] for row in rows], split.users["user_id"][:2].to_list()
+    return split.train["items"][:2].to_list(), split.users["user_id"][:2].to_list()
 
 
 def _write_histories() -> None:
@@ -58,7 +57,7 @@ def decoding() -> dict[str, Any]:
     Path("in_stock.txt").write_text("\n".join(split.items["item_id"][:40].to_list()) + "\n")
     recommender = Recommender.from_pretrained("runs/yelp/sp_dpo/model")
     codes = load_codes("runs/yelp/scid/item_codes.parquet", "item_id", split.items["item_id"])
-    seen = [np.array(items) for items in split.train["items"][:2].to_list()]
+    seen = split.train_sequences()[:2]
     prompts = [recommender.prompt_builder.prompt(None, codes[history]) for history in seen]
     longest = max(map(len, prompts))
     ids, mask = torch.zeros(2, longest, dtype=torch.long), torch.zeros(2, longest, dtype=torch.long)
