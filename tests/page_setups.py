@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 from datasets import Dataset
-from transformers import LogitsProcessorList
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
 from align3gr import Recommender
 from align3gr.data import Split
@@ -35,9 +35,11 @@ def _write_histories() -> None:
 def readme() -> dict[str, Any]:
     """The file of histories; a model with its tokenizer and rows for the trainer."""
     _write_histories()
-    recommender = Recommender.from_pretrained("runs/yelp/sft/model", is_trainable=True)
+    tokenizer = AutoTokenizer.from_pretrained("runs/yelp/sft/model")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     rows = [{"prompt": "pizza and ", "chosen": "pasta", "rejected": ["sushi", "tacos"]}] * 4
-    return {"model": recommender.model, "tokenizer": recommender.tokenizer, "rows": Dataset.from_list(rows)}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    return {"model": model, "tokenizer": tokenizer, "rows": Dataset.from_list(rows)}
 
 
 def data() -> dict[str, Any]:

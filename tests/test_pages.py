@@ -1,6 +1,7 @@
 """Every code block of the README and of docs/ runs, from the top of its page to its end, or says why it cannot."""
 
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ OWN_TEST = {"softmax-dpo": "tests/dpo/test_softmax_dpo_docs.py"}  # which looks 
 RUNS = ("yelp", "ml-100k")
 # The pages name users and items of Yelp, the smoke run has the built-in market's.
 IDS = {'"17"': '"item_017"', '"4"': '"item_004"', '"231"': '"item_031"', '"42"': '"user_042"'}
+PORT = "8123"  # of the server of own-data.md; another program may have it
 
 
 def runnable(page: Path) -> bool:
@@ -45,12 +47,15 @@ def workplace(smoke_run, tmp_path) -> Path:
 )
 def test_the_blocks_of_a_page_run(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     runner = PageRunner(workplace, monkeypatch, SETUPS[page.stem]() if page.stem in SETUPS else {})
     for block in read_blocks(page):
         if block.language in RUN and not block.not_run:
             print(f"--- {block}")
             code = block.code
-            for published, ours in IDS.items():
+            for published, ours in (IDS | {PORT: str(port)}).items():
                 code = code.replace(published, ours)
             runner.run(replace(block, code=code))
 
