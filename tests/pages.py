@@ -116,10 +116,12 @@ class PageRunner:
             return self._script([sys.executable, str(ROOT / words[1]), *words[2:]])
         if words[0] == "align3gr":
             return _status(lambda: cli.main(words[1:]))
-        return subprocess.call(words)
+        return subprocess.run(words).returncode  # not `call`, which is patched
 
     def _script(self, command: list[str]) -> int:
-        """A recipe in this process, which has its libraries loaded already."""
+        """A recipe in this process, which has its libraries loaded already; a launch of several in their own."""
+        if command[1] == "-m":
+            return subprocess.run(command).returncode
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", command[1:])
             return _status(lambda: runpy.run_path(command[1], run_name="__main__"))

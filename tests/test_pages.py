@@ -93,6 +93,17 @@ def test_commands_are_read_as_a_shell_reads_them(monkeypatch):
     assert shell_commands(code) == [["align3gr", "a", "--b", "c d"], ["ls", "here"]]
 
 
+def test_plain_commands_and_python_work_in_the_folder_of_the_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nx = 2\n```\n```sh\nmkdir made\n```\n```python\nopen('made/file', 'w').write(str(x))\n```\n"
+    )
+    runner = PageRunner(tmp_path, monkeypatch, {})
+    for block in read_blocks(page):
+        runner.run(block)
+    assert (tmp_path / "made" / "file").read_text() == "2"
+
+
 def test_a_block_that_fails_is_named(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("```sh\nalign3gr results nowhere --output r.md\n```\n```sh\nfalse | false\n```\n")
