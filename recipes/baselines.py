@@ -63,11 +63,14 @@ def write_tables(study: Study, arguments: BaselinesArguments) -> str:
         }
         for system in rows
     }
-    how = (
-        f"Tuned on validation by the mean {settings.select_by} of {' and '.join(settings.select_on)}: at most "
-        f"{settings.trials} settings and {settings.tuning_seconds:,.0f} CPU seconds a system, then the chosen setting "
-        f"with seeds {', '.join(map(str, settings.seeds))} where anything is random (mean ± standard deviation).\n"
-    )
+    how = "Not tuned: the default settings"
+    if settings.trials:
+        how = (
+            f"Tuned on validation by the mean {settings.select_by} of {' and '.join(settings.select_on)}: at most "
+            f"{settings.trials} settings and {settings.tuning_seconds:,.0f} CPU seconds a system, then the chosen "
+            "setting"
+        )
+    how += f" with seeds {', '.join(map(str, settings.seeds))} where anything is random (mean ± standard deviation).\n"
     missing = study.missing()
     parts = [f"**Not finished.** Missing: {'; '.join(missing)}.\n"] if missing else []
     published = PUBLISHED.get(arguments.published, ())

@@ -29,7 +29,10 @@ class StudySettings:
             "space, the options of stages that tuning may set, the default first."
         },
     )
-    trials: int = field(default=8, metadata={"help": "Settings of each system that are tried on validation."})
+    trials: int = field(
+        default=8,
+        metadata={"help": "Settings of each system that are tried on validation; 0 takes the default ones untried."},
+    )
     tuning_seconds: float = field(
         default=3600.0, metadata={"help": "CPU seconds after which no further trial of a system is begun."}
     )
@@ -60,9 +63,9 @@ class StudySettings:
                 raise InputError(f"{name}: got {values}, expected one or several of {', '.join(known)}")
         if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise InputError(f"seeds: got {self.seeds}, expected different whole numbers, such as 1 2 3")
-        if self.trials < 1 or self.max_epochs < 1:
-            name = "trials" if self.trials < 1 else "max_epochs"
-            raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        for name, least in (("trials", 0), ("max_epochs", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected at least {least}")
         if self.tuning_seconds <= 0:
             raise InputError(f"tuning_seconds: got {self.tuning_seconds}, expected more than 0")
         if self.k < TUNED_K:

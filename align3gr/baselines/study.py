@@ -113,7 +113,9 @@ class Study:
         return None if len(done) == len(settings) or spent >= self.settings.tuning_seconds else settings[len(done)]
 
     def chosen(self, system: str) -> dict[str, Any]:
-        """The best finished trial, the earliest among equals."""
+        """The best finished trial, the earliest among equals; without tuning the default setting, of value None."""
+        if self.settings.trials == 0:
+            return {"setting": draw_trials(self.settings.system(system).space, 1)[0], "value": None}
         return max(self.trials(system), key=lambda cell: cell["value"])
 
     def seeds(self, system: str) -> list[int]:

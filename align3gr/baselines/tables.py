@@ -56,7 +56,8 @@ def tuning_table(tuned: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table of how each system came to its setting, and what it costs.
 
     Args:
-        tuned: for each system `chosen` (its best trial), `trials`, `tuning_seconds` and `finals` (its final runs).
+        tuned: for each system `chosen` (its best trial, or the setting that was not tuned), `trials`,
+            `tuning_seconds` and `finals` (its final runs).
     """
     lines = [
         "| | chosen setting | trials | CPU s | validation | best epoch | fit, CPU s | peak memory (MB) |",
@@ -65,10 +66,11 @@ def tuning_table(tuned: Mapping[str, Mapping[str, Any]]) -> str:
     for name, facts in tuned.items():
         setting = ", ".join(f"{key} {value}" for key, value in facts["chosen"]["setting"].items()) or "-"
         finals = facts["finals"]
+        value = "-" if facts["chosen"]["value"] is None else f"{facts['chosen']['value']:.4f}"
         epochs = ", ".join(str(cell["best_epoch"]) for cell in finals if "best_epoch" in cell) or "-"
         lines.append(
             f"| {name} | {setting} | {facts['trials']} | {facts['tuning_seconds']:,.0f} | "
-            f"{facts['chosen']['value']:.4f} | {epochs} | {np.mean([cell['fit_seconds'] for cell in finals]):,.1f} | "
+            f"{value} | {epochs} | {np.mean([cell['fit_seconds'] for cell in finals]):,.1f} | "
             f"{max(cell['peak_memory_mb'] for cell in finals):,} |"
         )
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import pytest
 
 from align3gr.baselines import ItemKNN, Study, StudySettings, systems
 from align3gr.baselines.systems import SYSTEMS, draw_trials
+from align3gr.baselines.tables import tuning_table
 from align3gr.data import Split
 from align3gr.errors import InputError
 from align3gr.evaluation import compare, three_columns
@@ -241,6 +242,21 @@ def test_test_targets_change_no_fit(split, tmp_path, system):
     assert curves[0] == curves[1]
 
 
+def test_no_trials_take_the_default_setting_and_say_so(split, tmp_path):
+    study = Study(split, INPUTS, quick(systems=["MF"], trials=0, seeds=[1]), tmp_path)
+    study.run()
+    assert study.computed == 1 and study.missing() == []
+    setting = {name: values[0] for name, values in SYSTEMS["MF"].space.items()}
+    final = study.final_run("MF", 1)
+    assert final["setting"] == setting and study.chosen("MF") == {"setting": setting, "value": None}
+    table = tuning_table({"MF": {"chosen": study.chosen("MF"), "trials": 0, "tuning_seconds": 0, "finals": [final]}})
+    assert "| 0 | 0 | - | - |" in table.splitlines()[2]
+    # A study that is tuned later takes the run up.
+    tuned = Study(split, INPUTS, quick(systems=["MF"], trials=1, seeds=[1]), tmp_path)
+    tuned.run()
+    assert tuned.computed == 1 and tuned.final_run("MF", 1) == final
+
+
 def test_trials_are_the_defaults_and_then_others_of_the_grid():
     space = SYSTEMS["MF"].space
     drawn = draw_trials(space, 1000)
@@ -266,7 +282,7 @@ def test_every_value_of_a_space_is_accepted(name):
         ({"systems": []}, "systems: got"),
         ({"select_on": ["masked"]}, "select_on: got .*'masked'.*seen_masked"),
         ({"seeds": [1, 1]}, "seeds: got"),
-        ({"trials": 0}, "trials: got 0"),
+        ({"trials": -1}, "trials: got -1, expected at least 0"),
         ({"max_epochs": 0}, "max_epochs: got 0"),
         ({"tuning_seconds": 0}, "tuning_seconds: got 0"),
         ({"k": 5}, "k: got 5, expected at least 10"),
