@@ -13,6 +13,7 @@ ORDER = [
     "lazy",
     "suggestions",
     "finite_loss",
+    "process_seeds",
     "processes",
     "snapshots",
     "stage_folders",

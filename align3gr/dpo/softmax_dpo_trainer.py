@@ -20,6 +20,7 @@ from align3gr.dpo.shared_prefix import IGNORED_LABEL, OTHERWISE, naive_logps, sh
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
 from align3gr.dpo.softmax_dpo_loss import softmax_dpo_loss
 from align3gr.finite_loss import FiniteLoss
+from align3gr.process_seeds import SeedOfEachProcess
 from align3gr.scid.vocabulary import NORMALIZER_FIELD
 from align3gr.tree_attention import tree_attention
 
@@ -45,6 +46,7 @@ class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
     - The loss may have a term on the chosen completion (`sft_coefficient`) and may count means over tokens
       (`length_normalization`).
     - The model's `forward` is left as it was; the parent's patch of it is taken off.
+    - Each process of a launch has dropout masks of its own.
 
     Logged besides the parent's `rewards/*` and `logps/*`: `preference_loss` and, where it counts, `sft_loss`;
     `uniform_loss`, the `preference_loss` of a policy that equals its reference (the mean of `log(1 + N)`); and
@@ -103,7 +105,7 @@ class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[SeedOfEachProcess(), *(callbacks or [])],
             optimizers=optimizers,
             peft_config=peft_config,
         )

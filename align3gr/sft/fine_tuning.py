@@ -24,6 +24,7 @@ from align3gr.decoding.beam_search import ConstrainedBeamSearch
 from align3gr.decoding.recommender import Recommender
 from align3gr.errors import InputError
 from align3gr.evaluation import evaluate_policy, sample_users
+from align3gr.process_seeds import SeedOfEachProcess
 from align3gr.processes import refuse_fsdp
 from align3gr.scid.assigner import SCIDAssigner
 from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
@@ -121,7 +122,7 @@ def make_trainer(
     for name in ("early_stopping_patience", "validation_users"):
         if validate is None and getattr(arguments, name):
             raise InputError(f"{name}: needs an evaluation; set eval_strategy: epoch or steps")
-    callbacks: list[TrainerCallback] = [_SavedTogether(), LogWithCheckpoint()]
+    callbacks: list[TrainerCallback] = [_SavedTogether(), LogWithCheckpoint(), SeedOfEachProcess()]
     if validate is not None:
         if training.metric_for_best_model in (None, "loss"):  # transformers' default; no loss is computed here
             training.metric_for_best_model = DEFAULT_METRIC

@@ -49,6 +49,8 @@ def test_two_processes_take_the_steps_of_one(way, config, alone, tmp_path):
     facts, weights = train(tmp_path, way, config)
     assert (facts["world_size"], expected_facts["world_size"]) == (2, 1)
     assert (facts["distributed_type"], facts["zero_stage"]) == LAUNCHES[config]
+    (alone_draws,), (first_draws, second_draws) = expected_facts["drawn"], facts["drawn"]
+    assert first_draws == alone_draws and second_draws != first_draws  # dropout differs between processes
     first = facts["logs"][0]
     if way == "ref_model":
         assert abs(first["preference_loss"] - first["uniform_loss"]) > 0.01

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -91,6 +92,7 @@ def main(output: str, way: str) -> None:
     reference = build_model(seed=1) if way == "ref_model" else None
     trainer = SoftmaxDPOTrainer(model, reference, args, data, processing_class=tokenizer)
     trainer.train()
+    drawn = gather_object([torch.rand(4).tolist()])  # what the next mask of dropout would come from
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         save_file(
@@ -102,6 +104,7 @@ def main(output: str, way: str) -> None:
             "world_size": trainer.accelerator.num_processes,
             "distributed_type": trainer.accelerator.distributed_type.value,
             "zero_stage": plugin.zero_stage if plugin else None,
+            "drawn": drawn,
             "logs": [
                 {name: entry[name] for name in ("loss", "preference_loss", "uniform_loss", "sft_loss", "chosen_rank")}
                 for entry in logs

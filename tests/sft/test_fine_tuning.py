@@ -1,12 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from trl import SFTConfig
 
 from align3gr.decoding import Recommender
 from align3gr.errors import InputError
+from align3gr.process_seeds import SeedOfEachProcess
 from align3gr.scid import PromptBuilder, codes_column
 from align3gr.sft import SFTArguments, SmallLlamaConfig, every_item_rows, make_trainer, read_user_codes, small_llama
 
@@ -68,3 +71,22 @@ def test_user_codes_that_no_prompt_holds_are_refused():
     with pytest.raises(InputError, match="no effect with user_scid"):
         read_user_codes(arguments, np.zeros((1, 1)), None, Path("scid"))
     assert read_user_codes(SFTArguments(run_dir="r", user_scid=False), np.zeros((1, 1)), None, Path("scid")) is None
+
+
+def test_each_process_gets_dropout_masks_of_its_own(scid_tokenizer, tmp_path):
+    (callback,) = (
+        callback
+        for callback in trainer_of(scid_tokenizer, tmp_path, None).callback_handler.callbacks
+        if isinstance(callback, SeedOfEachProcess)
+    )
+
+    def drawn(process: int, seed: int = 3) -> list[float]:
+        torch.manual_seed(seed)
+        callback.on_train_begin(SimpleNamespace(seed=seed, process_index=process), None, None)
+        return torch.rand(4).tolist()
+
+    torch.manual_seed(3)
+    undisturbed = torch.rand(4).tolist()
+    assert drawn(0) == undisturbed  # one process does what it would do anyway
+    assert len({*map(tuple, (drawn(0), drawn(1), drawn(2)))}) == 3
+    assert drawn(1) == drawn(1) != drawn(1, seed=9)
