@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -127,8 +127,8 @@ def stage(
 
     Raises:
         InputError: an input does not exist, an earlier stage is out of date, the stage runs in one process only,
-            the processes of the launch do not know of each other, the interrupted run was launched otherwise, or the
-            run folder cannot be made.
+            the processes of the launch do not know of each other, the interrupted run was launched otherwise,
+            another run is writing the stage, or the run folder cannot be made.
     """
     process = launched()
     if process.num_processes > 1 and name not in SEVERAL_PROCESSES:
@@ -143,6 +143,7 @@ def stage(
     folders = StageFolders(stage_folder(run_dir, name), made_from)
     _check_earlier_stages(run_dir, name)
     if process.is_main_process:
+        folders.check_free()
         folders.settle()
     process.wait_for_everyone()
     if folders.finished:
@@ -152,22 +153,24 @@ def stage(
     resumed = folders.interrupted is not None
     folders.check_launch(description())
     process.wait_for_everyone()
-    if process.is_main_process:
-        folders.begin(description())
-        logger.info("%s: %s", name, "goes on where it was interrupted" if resumed else "started")
-    process.wait_for_everyone()
-    started = time.perf_counter()
-    try:
-        yield Stage(name, folders.partial, resumed)
-    except InputError:
+    with ExitStack() as held:
         if process.is_main_process:
-            folders.discard()
-        raise
-    process.wait_for_everyone()
-    if process.is_main_process:
-        folders.finish(_measured(time.perf_counter() - started, resumed, process.num_processes))
-        logger.info("%s: finished in %.0f s", name, time.perf_counter() - started)
-    process.wait_for_everyone()
+            folders.begin(description())
+            held.enter_context(folders.held())
+            logger.info("%s: %s", name, "goes on where it was interrupted" if resumed else "started")
+        process.wait_for_everyone()
+        started = time.perf_counter()
+        try:
+            yield Stage(name, folders.partial, resumed)
+        except InputError:
+            if process.is_main_process:
+                folders.discard()
+            raise
+        process.wait_for_everyone()
+        if process.is_main_process:
+            folders.finish(_measured(time.perf_counter() - started, resumed, process.num_processes))
+            logger.info("%s: finished in %.0f s", name, time.perf_counter() - started)
+        process.wait_for_everyone()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -10,15 +10,21 @@ sft.old           the result that is being replaced, for the moment between two 
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
 from align3gr.finite_loss import NONFINITE
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +70,39 @@ class StageFolders:
             shutil.rmtree(old, ignore_errors=True)
         elif old.exists():
             old.replace(self.final)
+
+    def check_free(self) -> None:
+        """Refuses to touch what another process is writing.
+
+        Raises:
+            InputError: one is at work in the folder.
+        """
+        if self.partial.exists():
+            with self.held():
+                pass
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder that is worked on; the system lets go however this one ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        descriptor = os.open(self.partial, os.O_RDONLY) if fcntl else None
+        try:
+            if descriptor is not None:
+                with suppress(OSError):  # a file system without locks
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        raise InputError(
+                            f"{self.partial}: another process is at work in it, perhaps one that outlived its "
+                            "launcher; wait for it or stop it, or choose another run_dir"
+                        ) from None
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def check_launch(self, launch: str) -> None:
         """Refuses to go on from the checkpoints of another launch: its batches were others.

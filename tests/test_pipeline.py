@@ -50,6 +50,17 @@ def test_an_interrupted_stage_leaves_no_result_and_is_resumed(tmp_path, source):
         assert not work.resumed and not (work.folder / "half.txt").exists()
 
 
+def test_two_runs_do_not_write_one_folder(tmp_path, source):
+    for settings in ({"dim": 1}, {"dim": 2}):  # the second would put the first one's folder away
+        with stage(tmp_path, "embed", {"dim": 1}, [source], seed=1) as work:
+            (work.folder / "out.txt").write_text("first")
+            with pytest.raises(InputError, match=r"embeddings\.partial: another process is at work in it.*stop it"):
+                run(tmp_path, settings, source)
+            assert (work.folder / "out.txt").read_text() == "first"
+        assert run(tmp_path, {"dim": 1}, source) == "skipped"
+        assert run(tmp_path, {"dim": 3}, source) == "fresh"
+
+
 def test_wrong_input_found_inside_a_stage_leaves_nothing(tmp_path, source):
     with pytest.raises(InputError), stage(tmp_path / "run", "embed", {}, [source]) as work:
         (work.folder / "half.txt").write_text("half")
