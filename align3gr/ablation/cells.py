@@ -156,7 +156,11 @@ class Cell:
 
 
 def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
-    """All cells of a table, seed by seed, so that an interrupted table has whole columns."""
+    """All cells of a table, seed by seed, so that an interrupted table has whole columns.
+
+    Args:
+        arguments: the table: its rows, seeds and stages.
+    """
     run_dir, table = Path(arguments.run_dir), Path(arguments.run_dir) / arguments.name
     kinds = {(arguments.stage(row), arguments.has_codes(row)) for row in arguments.rows}
     files = {(stage, own): _file_hashes(arguments, stage, own) for stage, own in kinds}

@@ -34,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_table(arguments: AblationArguments) -> list[Cell]:
-    """Runs the cells that are missing, and writes the table after each of them."""
+    """Runs the cells that are missing, and writes the table after each of them.
+
+    Args:
+        arguments: the table: its rows, seeds and stages, and where it is written.
+    """
     table = list(table_cells(arguments))
     folder = Path(arguments.run_dir) / arguments.name
     missing = _missing(arguments, table)

@@ -128,6 +128,11 @@ SYSTEMS = {
 def draw_trials(space: Mapping[str, Sequence[Any]], trials: int, seed: int = 0) -> list[dict[str, Any]]:
     """The settings to try: the defaults, then others of the grid in random order, none twice.
 
+    Args:
+        space: the values to try, by option; the first is the default.
+        trials: most trials.
+        seed: of the order.
+
     >>> draw_trials({"dim": (8, 16)}, 5)
     [{'dim': 8}, {'dim': 16}]
     """

@@ -23,7 +23,11 @@ _LONG_CELLS = (("R@100", "seen_allowed", "recall@100"), ("masked R@100", "seen_m
 
 def over_seeds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Final runs of one system -> means in the form of the evaluation's results, and beside them `sd` in the same
-    form (n - 1; without it for one run) and `seeds`."""
+    form (n - 1; without it for one run) and `seeds`.
+
+    Args:
+        cells: the records of the runs, one a seed.
+    """
     results = [cell["results"] for cell in cells]
     row = _combine(results, np.mean)
     if len(results) > 1:

@@ -39,6 +39,9 @@ _COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, FEEDBACK, REQUEST_ID, RANK)
 def read_events(path: str | Path) -> pl.DataFrame:
     """A log of events, a Parquet file or a folder of them, checked by `schema.validate_events`.
 
+    Args:
+        path: a Parquet file, or a folder of them.
+
     Raises:
         InputError: there is nothing, it is not Parquet, or the table does not fit.
     """
@@ -47,6 +50,9 @@ def read_events(path: str | Path) -> pl.DataFrame:
 
 def read_feedback(path: str | Path) -> pl.DataFrame:
     """A table of feedback, as `align3gr feedback` writes it, checked by `schema.validate_feedback`.
+
+    Args:
+        path: a Parquet file.
 
     Raises:
         InputError: there is nothing, it is not Parquet, or the table does not fit.

@@ -50,6 +50,11 @@ def find_files(name: str, source: str | Path, options: LogSource) -> LogFiles:
 def read_log(name: str, files: LogFiles, options: LogSource) -> Tables:
     """Read the files that `find_files` found.
 
+    Args:
+        name: the format, one of `FORMATS`.
+        files: what `find_files` found.
+        options: the settings of the log, its columns among them.
+
     Raises:
         InputError: a file is damaged or a line cannot be used; file, line and field are named.
     """

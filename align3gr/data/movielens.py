@@ -53,6 +53,9 @@ OCCUPATIONS_1M = (
 def read_movielens_100k(folder: str | Path) -> Tables:
     """Read MovieLens-100k: u.data, u.item, u.user and u.genre.
 
+    Args:
+        folder: holds these files.
+
     Raises:
         InputError: a file is missing, or a line has another number of columns or a value that is not the number it
             should be; file and line are named.
@@ -69,6 +72,9 @@ def read_movielens_100k(folder: str | Path) -> Tables:
 
 def read_movielens_1m(folder: str | Path) -> Tables:
     """Read MovieLens-1M: ratings.dat, movies.dat and users.dat, separated by "::".
+
+    Args:
+        folder: holds these files.
 
     Raises:
         InputError: a file is missing, or a line has another number of columns or a value that it should not have; file

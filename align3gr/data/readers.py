@@ -16,6 +16,9 @@ from align3gr.errors import InputError
 def read_tables(folder: str | Path) -> Tables:
     """Read the canonical layout: interactions.parquet, items.parquet and, optionally, users.parquet.
 
+    Args:
+        folder: holds these files.
+
     Raises:
         InputError: see `Tables.load`.
     """
@@ -28,6 +31,9 @@ def read_lcrec(folder: str | Path) -> Tables:
     {Name}.inter.json holds {user: [item, ...]} in time order, {Name}.item.json {item: {"title": ..., "description":
     ...}}. There are no times, so the timestamp is the position in the user's list; there are no ratings and no
     profiles.
+
+    Args:
+        folder: holds both files, of one data set.
 
     Raises:
         InputError: a file is missing, not UTF-8, not JSON or of another shape; a history is empty or names an item

@@ -29,6 +29,10 @@ _SOFTMAX_BLOCK = 2**24  # logits turned to fp32 at a time: 64 MB, whatever vocab
 class ConstrainedSearch(ABC):
     """A way from prompts to scored items of a catalogue; [`ConstrainedBeamSearch`] is the usual one.
 
+    Args:
+        level_tokens: token id of each code of each level, -1 where a level is smaller. Shape: `(levels,
+            codebook_size)`.
+
     Attributes:
         model: the model that is searched.
         trie: the catalogue, on the model's device.

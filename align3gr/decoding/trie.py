@@ -36,6 +36,11 @@ class SCIDTrie:
     of that depth. Depth 0 has the root alone, depth `levels` the leaves. The children of a leaf are the items that
     carry its SCID, by item index.
 
+    Args:
+        offsets: for each depth the position of each node's first child, and one more for the end.
+        node_codes: for each depth from 1 on the last code of each node.
+        items: item indices, leaf by leaf.
+
     Attributes:
         levels: number of codes in a SCID.
         codebook_sizes: number of codes of each level.

@@ -32,6 +32,10 @@ def longest_common_prefix(codes_a: np.ndarray, codes_b: np.ndarray) -> np.ndarra
 def prefix_lengths(difficulty: str, levels: int) -> range:
     """Prefix lengths of a bucket: easy shares no code, medium one, hard two or more but not all.
 
+    Args:
+        difficulty: "easy", "medium" or "hard".
+        levels: codes in an SCID.
+
     Raises:
         InputError: The bucket is unknown, or SCIDs of so few levels have no such pairs.
 
@@ -48,6 +52,11 @@ def prefix_lengths(difficulty: str, levels: int) -> range:
 
 def buckets_of(difficulty: str, levels: int, measure: str = "prefix") -> tuple[str, ...]:
     """The buckets a difficulty takes its items from; none for "random".
+
+    Args:
+        difficulty: of a stage, such as "easy", "mixed" or "random".
+        levels: codes in an SCID.
+        measure: what difficulty goes by, "prefix" or "cosine".
 
     Raises:
         InputError: The difficulty or the measure is unknown, or SCIDs of so few levels have no such pairs.

@@ -48,6 +48,9 @@ class Negatives(NamedTuple):
 def rejected_levels(stage: str) -> tuple[int, ...]:
     """The levels that a stage rejects.
 
+    Args:
+        stage: its name.
+
     Raises:
         InputError: there is no such stage.
     """

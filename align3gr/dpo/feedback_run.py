@@ -90,7 +90,12 @@ class RealFeedback:
 
 def deciding_metric(wanted: str, split: Split) -> str:
     """What decides about a stage: the metric that is asked for, or for "auto" Recall@10 of liked validation targets,
-    of all where no target is rated."""
+    of all where no target is rated.
+
+    Args:
+        wanted: a metric, or "auto".
+        split: whose validation targets decide.
+    """
     if wanted != "auto":
         return wanted
     return LIKED_METRIC if split.histories("validation").ratings is not None else "recall@10"

@@ -53,6 +53,7 @@ class FeedbackSettings:
             raise InputError(f"scorer: applies to feedback 'reviews' only, got feedback '{self.feedback}'")
 
     def scale(self) -> RatingScale:
+        """Where liked and disliked ratings begin."""
         return RatingScale(self.liked_from, self.disliked_to)
 
     def inputs(self, data: Path) -> list[Path]:

@@ -90,6 +90,11 @@ def sequence_batch(
 
     The arguments are those of `tree_batch`. Prompts end at the same column, so that what predicts labels is the tail.
 
+    Args:
+        prompts: token ids of each row.
+        completions: token ids of each completion of each row.
+        pad_to_multiple_of: the length is rounded up to a multiple of it.
+
     Returns:
         `input_ids`, `position_ids` and `attention_mask` (sequences, length), and the labels as in `tree_batch`, with
         `label_nodes` counted in the flattened (sequences * tail) logits.
@@ -154,7 +159,13 @@ def shared_prefix_logps(model: Any, batch: dict[str, Tensor], likelihood: Catalo
 
 
 def naive_logps(model: Any, batch: dict[str, Tensor], likelihood: CatalogueLikelihood | None = None) -> Tensor:
-    """The same values as `shared_prefix_logps`, from a batch of `sequence_batch`: one full sequence a completion."""
+    """The same values as `shared_prefix_logps`, from a batch of `sequence_batch`: one full sequence a completion.
+
+    Args:
+        model: a causal LM.
+        batch: what [`sequence_batch`] laid out.
+        likelihood: SCIDs are normalised over its catalogue; over the vocabulary where it is None.
+    """
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],

@@ -143,7 +143,14 @@ class SoftmaxDPOTrainer(FiniteLoss, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss of the rows; with `return_outputs` also log-probabilities (batch, 1 + rejected) as `logits`."""
+        """Mean loss of the rows; with `return_outputs` also log-probabilities (batch, 1 + rejected) as `logits`.
+
+        Args:
+            model: the policy.
+            inputs: a batch of the collator.
+            return_outputs: give the log-probabilities, too.
+            num_items_in_batch: passed by the Trainer; the loss is a mean over rows whatever it says.
+        """
         logps = self._completion_logps(model, inputs)
         if self.precompute_ref_logps:
             ref_logps = torch.cat([inputs["ref_chosen_logps"][:, None], inputs["ref_rejected_logps"]], dim=1)

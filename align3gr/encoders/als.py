@@ -82,6 +82,7 @@ class ALSEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "ALSEncoder":
+        """What `save` wrote into the folder."""
         settings = read_settings(folder)
         del settings["type"]
         encoder = cls(**settings)

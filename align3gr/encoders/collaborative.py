@@ -41,7 +41,12 @@ class CollaborativeEncoder(Protocol):
 
 
 def interaction_matrix(sequences: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
-    """Counts of (user, item). Shape: one array of item indices a user -> `(users, items)` float32."""
+    """Counts of (user, item). Shape: one array of item indices a user -> `(users, items)` float32.
+
+    Args:
+        sequences: item indices of each user.
+        num_items: size of the catalogue.
+    """
     lengths = [len(sequence) for sequence in sequences]
     rows = np.repeat(np.arange(len(sequences)), lengths)
     columns = (
@@ -69,6 +74,10 @@ class PPMIFactorization:
     Item vectors are the left singular vectors of the item-by-item PPMI matrix, scaled by the square root of the
     singular values. A user's vector is the mean of the vectors of the distinct items of the history. An item without
     interactions and a user without history get the zero vector.
+
+    Args:
+        dim: width of the vectors.
+        seed: of the truncated SVD.
     """
 
     def __init__(self, dim: int = 64, seed: int = 0) -> None:
@@ -95,6 +104,7 @@ class PPMIFactorization:
 
     @classmethod
     def load(cls, folder: str | Path) -> "PPMIFactorization":
+        """What `save` wrote into the folder."""
         settings = read_settings(folder)
         encoder = cls(settings["dim"], settings["seed"])
         encoder.item_vectors = load_file(Path(folder, ITEM_VECTORS))["items"]

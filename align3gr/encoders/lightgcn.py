@@ -124,6 +124,7 @@ class LightGCNEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "LightGCNEncoder":
+        """What `save` wrote into the folder."""
         settings = read_settings(folder)
         del settings["type"]
         encoder = cls(**settings)

@@ -121,6 +121,9 @@ class DINModel(PreTrainedModel):
     The log-odds are those of Figure 2 of the paper with the item as the only feature: an MLP over the pooled history,
     the target and their product, plus a bias of the item.
 
+    Args:
+        config: its sizes.
+
     ```python
     >>> import torch
     >>> from align3gr.encoders.configuration_din import DINConfig
@@ -198,6 +201,10 @@ class DINModel(PreTrainedModel):
         pooling is the special case of weights of 1.
 
         Shapes: `(batch, length)`, `(batch, targets)` int64 -> `(batch, targets, embedding_dim)`.
+
+        Args:
+            history: item indices of each user, padded.
+            targets: item indices to judge.
         """
         real = history != self.config.num_items
         row, column = real.nonzero(as_tuple=True)

@@ -38,6 +38,11 @@ class TfidfSVDEncoder:
     """TF-IDF weights of words and word pairs, reduced by a truncated SVD. Needs no download.
 
     A text with no known word gets the zero vector.
+
+    Args:
+        dim: width of the vectors.
+        max_features: most words and word pairs, by their frequency.
+        seed: of the truncated SVD.
     """
 
     def __init__(self, dim: int = 128, max_features: int = 50_000, seed: int = 0) -> None:
@@ -80,6 +85,7 @@ class TfidfSVDEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "TfidfSVDEncoder":
+        """What `save` wrote into the folder."""
         settings = read_settings(folder)
         encoder = cls(settings["dim"], settings["max_features"], settings["seed"])
         words = json.loads(Path(folder, "vocabulary.json").read_text(encoding="utf-8"))

@@ -76,6 +76,7 @@ class SentenceTransformerEncoder:
 
     @property
     def dim(self) -> int:
+        """Width of the vectors."""
         return cast(int, self._model.get_embedding_dimension())
 
     def identity(self) -> str:

@@ -191,6 +191,11 @@ class LanguageModelScorer:
 def load_scorer(kind: str, model: str = "", label_scores: Mapping[str, float] | None = None) -> SentimentScorer:
     """A scorer by name: "vader", "text-classification" or "causal-lm", the last two with a model.
 
+    Args:
+        kind: its name.
+        model: a model on the Hub or a folder; "vader" has none.
+        label_scores: the score of each label, for "text-classification".
+
     Raises:
         InputError: the name is unknown, or an option is missing or does not apply.
     """

@@ -80,7 +80,11 @@ class EncoderSettings:
 
 
 def text_encoder(settings: EncoderSettings) -> TextEncoder:
-    """The chosen encoder of texts; vectors of a column have none."""
+    """The chosen encoder of texts; vectors of a column have none.
+
+    Args:
+        settings: which encoder, and its options.
+    """
     if settings.semantic == "tfidf":
         return TfidfSVDEncoder(settings.semantic_dim, seed=settings.seed)
     return SentenceTransformerEncoder(
@@ -94,7 +98,11 @@ def text_encoder(settings: EncoderSettings) -> TextEncoder:
 
 
 def collaborative_encoder(settings: EncoderSettings) -> CollaborativeEncoder:
-    """The chosen encoder of behaviour, not trained yet; vectors of a column have none."""
+    """The chosen encoder of behaviour, not trained yet; vectors of a column have none.
+
+    Args:
+        settings: which encoder, and its options.
+    """
     dim, seed = settings.collaborative_dim, settings.seed
     if settings.collaborative == "din":
         from align3gr.encoders.din_trainer import DINEncoder, DINTrainingConfig

@@ -47,6 +47,10 @@ def activations(shape: ModelShape, setting: Setting) -> Activations:
     The list of tensors is that of Korthikanti et al. 2022 (section 4.1), for blocks with RMSNorm, rotary positions and
     a gated MLP in place of theirs; attention keeps no scores (their section on selective recomputation, here the
     kernel's). Dropout in front of an adapter keeps a byte a number, as on a GPU; on a CPU it keeps the noise.
+
+    Args:
+        shape: of the model.
+        setting: of the training.
     """
     block = setting.tokens * _block_bytes(shape, setting)
     copies, head_copy = _copies(shape, setting)
@@ -164,6 +168,10 @@ def memory(shape: ModelShape, setting: Setting) -> Memory:
     Adam. DeepSpeed makes the copy in fp32 as well, and of a process' gradients one for the step. DDP holds gradients
     twice, in its buckets too. Not counted: DeepSpeed's buckets, the layer that ZeRO-3 gathers, step counters, the
     allocator's waste, the libraries (about 1 GB on a GPU).
+
+    Args:
+        shape: of the model.
+        setting: of the training.
     """
     counted = count(shape, setting)
     light = 2 if setting.precision == "bf16" else 4
@@ -189,6 +197,10 @@ def _divided(size: int, parts: int) -> int:
 
 def adapter_bytes(shape: ModelShape, setting: Setting) -> int:
     """Size of the saved adapter; a tied matrix that trains whole is written twice (PEFT 0.21).
+
+    Args:
+        shape: of the model.
+        setting: of the training.
 
     Raises:
         InputError: there is no adapter.

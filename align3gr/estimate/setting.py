@@ -43,6 +43,7 @@ class LoRA:
 
     @property
     def modules(self) -> tuple[str, ...]:
+        """Names of the matrices that get an adapter."""
         return MODULES if self.targets == ("all-linear",) else self.targets
 
 
@@ -138,11 +139,17 @@ class Parameters:
 
     @property
     def trainable(self) -> int:
+        """All parameters that train."""
         return self.adapter + self.rows + self.matrices + self.all_weights
 
 
 def count(shape: ModelShape, setting: Setting) -> Parameters:
-    """Parameters, frozen and trainable. A module of n inputs and m outputs has rank x (n + m) (Hu et al. 2021)."""
+    """Parameters, frozen and trainable. A module of n inputs and m outputs has rank x (n + m) (Hu et al. 2021).
+
+    Args:
+        shape: of the model.
+        setting: of the training.
+    """
     if setting.lora is None:
         return Parameters(all_weights=shape.parameters)
     sides = sum(sum(shape.modules[name]) for name in setting.lora.modules)

@@ -103,10 +103,12 @@ class ModelShape:
 
     @property
     def kv_heads(self) -> int:
+        """Heads of keys and values."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def head_size(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
     @property

@@ -30,6 +30,10 @@ def flop_per_token(shape: ModelShape, setting: Setting) -> Flop:
     where rows of it train. Attention adds 12 x layers x length x width, as if every token saw all (Chowdhery et al.
     2022, appendix B).
 
+    Args:
+        shape: of the model.
+        setting: of the training.
+
     >>> from align3gr.estimate.shape import PRESETS
     >>> flop_per_token(PRESETS["llama2-7b"], Setting(length=1)).model / 6 / PRESETS["llama2-7b"].parameters
     0.980...
@@ -49,7 +53,14 @@ def flop_per_token(shape: ModelShape, setting: Setting) -> Flop:
 
 @dataclass(frozen=True)
 class Duration:
-    """Steps of the optimizer, tokens with padding, tokens/s of a device, and hours."""
+    """Steps of the optimizer, tokens with padding, tokens/s of a device, and hours.
+
+    Attributes:
+        steps: of the optimizer.
+        tokens: of the whole training, with padding.
+        tokens_per_second: of one device.
+        hours: of the whole training.
+    """
 
     steps: int
     tokens: int

@@ -38,6 +38,10 @@ def exposure(rankings: np.ndarray, num_items: int) -> np.ndarray:
 def catalogue_coverage(rankings: np.ndarray, num_items: int) -> float:
     r"""Share of the catalogue that stands in at least one list, $|\bigcup_u L_u| / |I|$.
 
+    Args:
+        rankings: item indices of each list, -1 where there is none. Shape: `(users, k)`.
+        num_items: size of the catalogue.
+
     >>> catalogue_coverage(np.array([[0, 2], [2, -1]]), num_items=4)
     0.5
     """
@@ -49,6 +53,10 @@ def exposure_gini(rankings: np.ndarray, num_items: int) -> float:
     $\sum_{i=1}^{n} (2i - n - 1) x_i / (n \sum_i x_i)$ with the exposures $x$ of all $n$ items in ascending order.
 
     Items that are never shown count. NaN where nothing is shown at all.
+
+    Args:
+        rankings: item indices of each list, -1 where there is none. Shape: `(users, k)`.
+        num_items: size of the catalogue.
 
     >>> exposure_gini(np.array([[0, 1], [2, 3]]), num_items=4)
     0.0

@@ -96,7 +96,13 @@ def evaluate_policy(
 
 
 def sample_users(questions: EvaluationSet, users: int, seed: int) -> EvaluationSet:
-    """A fixed random sample of the questions; all of them if `users` is 0 or not fewer."""
+    """A fixed random sample of the questions; all of them if `users` is 0 or not fewer.
+
+    Args:
+        questions: all of them.
+        users: how many to draw.
+        seed: of the draw.
+    """
     if users <= 0 or users >= len(questions):
         return questions
     rows = np.random.default_rng(seed).choice(len(questions), users, replace=False)

@@ -123,6 +123,10 @@ RANK_METRICS = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
 def mean_metrics(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     """Means of every rank metric at every k, such as `recall@10`, and the number of `users`; all 0 without users.
 
+    Args:
+        ranks: of the targets, from 0; `ABSENT` where the list lacks it.
+        ks: lengths of the lists.
+
     >>> mean_metrics(np.array([1, ABSENT]), ks=[2])["mrr@2"]
     0.25
     """

@@ -25,7 +25,11 @@ WITH_CACHE = " + history cache"
 
 
 def read_curriculum(folder: Path) -> dict[str, Any] | None:
-    """The record of a stage of preference training, None where it was not run."""
+    """The record of a stage of preference training, None where it was not run.
+
+    Args:
+        folder: of the stage.
+    """
     path = folder / "curriculum.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

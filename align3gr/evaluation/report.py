@@ -139,7 +139,11 @@ def ranking_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def stages_table(manifests: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of what each stage cost, from the stages' manifests."""
+    """A Markdown table of what each stage cost, from the stages' manifests.
+
+    Args:
+        manifests: what each stage's `manifest.json` holds.
+    """
     lines = ["| stage | command | seed | seconds | peak memory (MB) |", "|---|---|---:|---:|---:|"]
     for manifest in manifests:
         seed = "-" if manifest["seed"] is None else manifest["seed"]
@@ -156,6 +160,9 @@ def curriculum_table(curriculum: Mapping[str, Any]) -> str:
     """A Markdown table of the preference stages: what they trained on and what became of validation Recall.
 
     Records of training on feedback also show Recall of liked targets, and how many lists show a disliked one.
+
+    Args:
+        curriculum: what `curriculum.json` holds.
     """
     metrics = [name for name in _VALIDATION if name in curriculum["initial"]["metrics"]]
     headings = "".join(f" | validation {_VALIDATION[name]}" for name in metrics)

@@ -31,6 +31,10 @@ def lineage(run_dir: str | Path, folder: str | Path) -> dict[str, Any]:
     """Settings, seed, hashes of the inputs and versions of the stages up to the one that made `folder`.
 
     Paths of the machine are cut to their names, and settings that are secrets are left out.
+
+    Args:
+        run_dir: the run.
+        folder: a folder of it.
     """
     run_dir = Path(run_dir)
     last = next((at for at, name in enumerate(STAGES) if _is_within(folder, run_dir, name)), STAGES.index("rf_dpo"))

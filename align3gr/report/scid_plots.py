@@ -19,6 +19,11 @@ def plot_codebook_usage(codes: np.ndarray, codebook_sizes: Sequence[int], path: 
     """Writes a PNG with a panel for each level: items of each of its codes, most used first.
 
     Shape: `codes` `(items, levels)`.
+
+    Args:
+        codes: of the items. Shape: `(items, levels)`.
+        codebook_sizes: codes of each level.
+        path: where the PNG goes.
     """
     figure, axes = _figure(4.2 * codes.shape[1], 3.4, codes.shape[1])
     for level, (axis, size) in enumerate(zip(axes, codebook_sizes, strict=True)):

@@ -52,6 +52,10 @@ def category_codes(items: pl.DataFrame, levels: int) -> np.ndarray:
 def item_categories(title: str, text: str) -> list[str]:
     """The distinct categories of an item, in the order of its text.
 
+    Args:
+        title: of the item.
+        text: of the item, with its categories in it.
+
     Example:
         >>> item_categories("Sal's Pizza", "Sal's Pizza. Italian, Pizza, Italian. Phoenix")
         ['Italian', 'Pizza']

@@ -74,7 +74,12 @@ def cluster_codes(
 
 
 def cooccurrence_graph(train_sequences: Sequence[np.ndarray], num_items: int) -> sp.csr_matrix:
-    """How many users have both items, 0 on the diagonal. Shape: `(items, items)` float64."""
+    """How many users have both items, 0 on the diagonal. Shape: `(items, items)` float64.
+
+    Args:
+        train_sequences: item indices of each user.
+        num_items: size of the catalogue.
+    """
     distinct = [np.unique(sequence) for sequence in train_sequences]
     columns = np.concatenate([np.zeros(0, np.int64), *distinct])
     rows = np.repeat(np.arange(len(distinct)), [len(items) for items in distinct])

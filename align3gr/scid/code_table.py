@@ -67,6 +67,10 @@ class CodeTable:
 def read_code_table(path: str | Path, id_column: str = ITEM_ID) -> CodeTable:
     """A table of codes: Parquet with `id_column` and `codes`, or an `*.index.json` as LC-Rec and LETTER publish.
 
+    Args:
+        path: the table.
+        id_column: the column of ids of a Parquet table.
+
     Raises:
         InputError: the file is missing or unreadable, has other columns, names an id twice, has rows of different
             length, or codes that are no codes.
@@ -80,6 +84,11 @@ def read_code_table(path: str | Path, id_column: str = ITEM_ID) -> CodeTable:
 def load_codes(path: str | Path, id_column: str, ids: Sequence[str] | pl.Series) -> np.ndarray:
     """The codes of the given ids, in their order. Shape: `(ids, levels)` int64.
 
+    Args:
+        path: a table of codes, see [`read_code_table`].
+        id_column: its column of ids.
+        ids: whose codes.
+
     Raises:
         InputError: the table cannot be read, or lacks an id.
     """
@@ -87,12 +96,24 @@ def load_codes(path: str | Path, id_column: str, ids: Sequence[str] | pl.Series)
 
 
 def save_codes(path: str | Path, id_column: str, ids: Sequence[str] | pl.Series, codes: np.ndarray) -> None:
-    """Writes a Parquet table of `id_column` and `codes` (a list of integers). Shape: `codes` `(ids, levels)`."""
+    """Writes a Parquet table of `id_column` and `codes` (a list of integers). Shape: `codes` `(ids, levels)`.
+
+    Args:
+        path: a Parquet file.
+        id_column: the name of the column of ids.
+        ids: whose codes.
+        codes: integers. Shape: `(ids, levels)`.
+    """
     pl.DataFrame({id_column: ids}).with_columns(codes_column(codes)).write_parquet(path)
 
 
 def save_index(path: str | Path, ids: Sequence[str] | pl.Series, codes: np.ndarray) -> None:
     """Writes an `*.index.json` for LC-Rec, LETTER and what reads their files. Shape: `codes` `(ids, levels)`.
+
+    Args:
+        path: a JSON file.
+        ids: whose codes.
+        codes: integers. Shape: `(ids, levels)`.
 
     Raises:
         InputError: there are more levels than letters.
@@ -107,13 +128,22 @@ def save_index(path: str | Path, ids: Sequence[str] | pl.Series, codes: np.ndarr
 
 
 def save_codebook_sizes(path: str | Path, items: Sequence[int], users: Sequence[int]) -> None:
-    """Writes how many codes each level of either side has; `users` is empty where users have no codes."""
+    """Writes how many codes each level of either side has; `users` is empty where users have no codes.
+
+    Args:
+        path: a JSON file.
+        items: codes of each level of an item's SCID.
+        users: codes of each level of a user's SCID.
+    """
     text = json.dumps({"item": [int(size) for size in items], "user": [int(size) for size in users]})
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def load_codebook_sizes(path: str | Path) -> tuple[list[int], list[int]]:
     """Codes at each level of item and user SCIDs.
+
+    Args:
+        path: a file that [`save_codebook_sizes`] wrote.
 
     Raises:
         InputError: the file is missing.
@@ -125,7 +155,11 @@ def load_codebook_sizes(path: str | Path) -> tuple[list[int], list[int]]:
 
 
 def codes_column(codes: np.ndarray) -> pl.Series:
-    """Codes as a column of a table. Shape: `(rows, levels)`."""
+    """Codes as a column of a table. Shape: `(rows, levels)`.
+
+    Args:
+        codes: integers. Shape: `(rows, levels)`.
+    """
     return pl.Series(CODES, codes.tolist(), dtype=pl.List(pl.Int64))
 
 

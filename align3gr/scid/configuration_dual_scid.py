@@ -84,10 +84,15 @@ class DualSCIDConfig(PretrainedConfig):
 
     @property
     def has_users(self) -> bool:
+        """Whether users have features, and so codes."""
         return self.user_semantic_dim + self.user_collaborative_dim > 0
 
     def encoder_dims(self, side: Literal["item", "user"]) -> tuple[int, int]:
-        """Widths of the semantic and the collaborative features that a side's encoder takes."""
+        """Widths of the semantic and the collaborative features that a side's encoder takes.
+
+        Args:
+            side: "item" or "user".
+        """
         if side == "item":
             semantic, collaborative = self.item_semantic_dim, self.item_collaborative_dim
         else:

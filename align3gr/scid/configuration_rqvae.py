@@ -81,6 +81,7 @@ class RQVAEConfig(PretrainedConfig):
 
     @property
     def levels(self) -> int:
+        """Codes in an SCID."""
         return len(self.codebook_sizes)
 
 

@@ -39,6 +39,7 @@ class FeatureTable:
 
     @classmethod
     def from_embeddings(cls, embeddings: Embeddings) -> "FeatureTable":
+        """The vectors of an `embed` stage, as they are."""
         parts = (embeddings.semantic, embeddings.collaborative)
         return cls(*(None if part is None else torch.from_numpy(part) for part in parts))
 
@@ -145,7 +146,13 @@ class Codes:
 def embed_all(
     model: DualSCIDModel, users: FeatureTable | None, items: FeatureTable
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """SC embeddings of all users and items, on the CPU. Shapes: `(users, sc_dim)` or None, `(items, sc_dim)`."""
+    """SC embeddings of all users and items, on the CPU. Shapes: `(users, sc_dim)` or None, `(items, sc_dim)`.
+
+    Args:
+        model: the trained token level.
+        users: features of the users, None without users.
+        items: features of the items.
+    """
 
     def embed(side: Callable, table: FeatureTable) -> torch.Tensor:
         return torch.cat([side(features).float().cpu() for features in table.blocks(model.device)])
@@ -192,6 +199,9 @@ def assign_codes(
         collisions: strategy, one of `align3gr.scid.collisions.STRATEGIES`.
         previous: codes of an earlier training, against which the drift is measured.
         pin: whether items and users keep their previous codes; new items then take free codes around them.
+        model: the trained token level.
+        users: features of the users, None without users.
+        items: features of the items.
 
     Raises:
         InputError: the code books have fewer combinations than there are items under a prefix, or pinning does not go

@@ -85,7 +85,11 @@ class SCEncoder(nn.Module):
 
 
 class DualSCIDModel(CardMixin, PreTrainedModel):
-    """SC encoders and RQ-VAEs of users and items, trained together and used apart."""
+    """SC encoders and RQ-VAEs of users and items, trained together and used apart.
+
+    Args:
+        config: the sizes of both sides.
+    """
 
     config_class = DualSCIDConfig
     base_model_prefix = "dual_scid"
@@ -167,29 +171,46 @@ class DualSCIDModel(CardMixin, PreTrainedModel):
         return total
 
     def embed_users(self, features: Features) -> torch.Tensor:
-        """SC_u. Shape: features -> `(batch, sc_dim)`."""
+        """SC_u. Shape: features -> `(batch, sc_dim)`.
+
+        Args:
+            features: semantic and collaborative vectors of the rows.
+        """
         if not self.config.has_users:
             raise InputError("users: the model has an item side only; train it with user features")
         return self.user_encoder(features.get("semantic"), features.get("collaborative"))
 
     def embed_items(self, features: Features) -> torch.Tensor:
-        """SC_i. Shape: features -> `(batch, sc_dim)`."""
+        """SC_i. Shape: features -> `(batch, sc_dim)`.
+
+        Args:
+            features: semantic and collaborative vectors of the rows.
+        """
         return self.item_encoder(features.get("semantic"), features.get("collaborative"))
 
     @torch.no_grad()
     def encode_users(self, features: Features) -> torch.Tensor:
-        """User codes, the user side alone. Shape: features -> `(batch, levels)` int64."""
+        """User codes, the user side alone. Shape: features -> `(batch, levels)` int64.
+
+        Args:
+            features: semantic and collaborative vectors of the rows.
+        """
         with torch.autocast(self.device.type, enabled=False):
             embedded = self.embed_users(features)  # first: it says so where there is no user side
             return self.user_rqvae.encode(embedded)
 
     @torch.no_grad()
     def encode_items(self, features: Features) -> torch.Tensor:
-        """Item codes, the item side alone and before collisions are resolved. Shape: `(batch, levels)` int64."""
+        """Item codes, the item side alone and before collisions are resolved. Shape: `(batch, levels)` int64.
+
+        Args:
+            features: semantic and collaborative vectors of the rows.
+        """
         with torch.autocast(self.device.type, enabled=False):
             return self.item_rqvae.encode(self.embed_items(features))
 
     def card(self) -> ModelCard:
+        """A model card with the settings, and the health of the code books at the end of training."""
         sides = {"items": self.config.item_rqvae.get("health")}
         if self.config.has_users:
             sides["users"] = self.config.user_rqvae.get("health")

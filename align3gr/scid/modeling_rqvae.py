@@ -37,6 +37,9 @@ class RQVAEOutput(ModelOutput):
 class RQVAEModel(CardMixin, PreTrainedModel):
     """Residual-quantised variational autoencoder over vectors. A stock `Trainer` trains it on rows of `features`.
 
+    Args:
+        config: its sizes.
+
     ```python
     >>> import torch
     >>> from align3gr.scid.configuration_rqvae import RQVAEConfig
@@ -103,13 +106,21 @@ class RQVAEModel(CardMixin, PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """Codes in fp32, whatever autocast says. Shape: `(batch, input_dim)` -> `(batch, levels)` int64."""
+        """Codes in fp32, whatever autocast says. Shape: `(batch, input_dim)` -> `(batch, levels)` int64.
+
+        Args:
+            features: vectors. Shape: `(batch, input_dim)`.
+        """
         with torch.autocast(features.device.type, enabled=False):
             return self.quantizer.codes(self.latent(features))[0]
 
     @torch.no_grad()
     def latent(self, features: torch.Tensor) -> torch.Tensor:
-        """What is quantised, in fp32. Shape: `(batch, input_dim)` -> `(batch, codebook_dim)`."""
+        """What is quantised, in fp32. Shape: `(batch, input_dim)` -> `(batch, codebook_dim)`.
+
+        Args:
+            features: vectors. Shape: `(batch, input_dim)`.
+        """
         with torch.autocast(features.device.type, enabled=False):
             return self.encoder(features.float())
 

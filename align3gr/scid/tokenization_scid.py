@@ -159,6 +159,10 @@ def train_base_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTra
     """A byte-level BPE tokenizer trained on the catalogue's texts, for models that start from a config.
 
     It adds `<s>` only where a prompt does so itself.
+
+    Args:
+        texts: what it will read.
+        vocab_size: tokens, the 256 bytes among them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -48,6 +48,11 @@ def ready_codes(
 
 
 def hashed_user_codes(split: Split, buckets: int) -> np.ndarray:
-    """One code a user, by a hash of the id: what TIGER puts in front of a history. Shape: `(users, 1)` int64."""
+    """One code a user, by a hash of the id: what TIGER puts in front of a history. Shape: `(users, 1)` int64.
+
+    Args:
+        split: whose users.
+        buckets: number of codes.
+    """
     ids = split.users[USER_ID].to_list()
     return np.array([[int(sha256(name.encode()).hexdigest(), 16) % buckets] for name in ids], dtype=np.int64)

@@ -70,6 +70,7 @@ class SCIDVocabulary:
 
     @property
     def item_levels(self) -> int:
+        """Codes in an item's SCID."""
         return self.item_tokens.shape[0]
 
     @property

@@ -23,6 +23,9 @@ _KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that t
 def run_server(settings: ServerSettings) -> None:
     """Serves until SIGTERM or Ctrl-C; requests that are under way are answered first.
 
+    Args:
+        settings: address, model and limits.
+
     Raises:
         InputError: the address is taken, or the model or the log's folder cannot be used.
     """

@@ -53,7 +53,13 @@ class SmallLlamaConfig:
 
 
 def small_llama(config: SmallLlamaConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights for this tokenizer."""
+    """A Llama with random weights for this tokenizer.
+
+    Args:
+        config: its sizes.
+        tokenizer: sets the size of the vocabulary.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -76,6 +82,10 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     """Dropout on the embeddings and on what each block adds to the residual stream, in training mode only.
 
     Llama has none but in the attention. Hooks leave the model's class and its saved form as they are.
+
+    Args:
+        model: a Llama or its kin.
+        probability: of a number to be dropped.
     """
     if not 0 <= probability < 1:
         raise InputError(f"dropout must lie in [0, 1), got {probability}")

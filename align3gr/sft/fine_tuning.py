@@ -113,6 +113,16 @@ def make_trainer(
     pretrained one takes TRL's own loss otherwise. `recommender` gives prompt and catalogue. With `validate` and
     `load_best_model_at_end` the best checkpoint by `metric_for_best_model` (Recall@10 if not set) is the result.
 
+    Args:
+        model: trained in place.
+        tokenizer: its tokenizer.
+        rows: what it learns.
+        training: the options of the Trainer.
+        arguments: the options of the stage.
+        recommender: prompt and catalogue.
+        validate: measures recommendations.
+        loss_temperature: divides the logits.
+
     Raises:
         InputError: a setting would cut rows, early stopping has nothing to go by, or FSDP divides a model that is to
             recommend.
@@ -180,7 +190,12 @@ class _SavedTogether(TrainerCallback):
 
 
 def write_log(path: Path, history: list[dict[str, Any]]) -> None:
-    """Losses and validation metrics by epoch, from a Trainer's log."""
+    """Losses and validation metrics by epoch, from a Trainer's log.
+
+    Args:
+        path: a JSON file.
+        history: `log_history` of the Trainer's state.
+    """
     kept = [
         {name: value for name, value in entry.items() if name in ("epoch", "step", "loss") or name.startswith("eval_")}
         for entry in history

@@ -99,6 +99,9 @@ def _check_fields(source: str, task: type[Task], block: Mapping[str, str]) -> No
 def parse_tasks(names: Sequence[str]) -> dict[type[Task], float]:
     """Tasks and weights from words such as "sequential" or "asymmetric=0.5".
 
+    Args:
+        names: the words.
+
     Raises:
         InputError: a task is unknown or stands there twice, a weight is no positive number, or there is none.
     """

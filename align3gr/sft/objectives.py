@@ -47,6 +47,11 @@ def windows(length: int, max_history: int, first: int = 1) -> Iterator[tuple[int
     front of the argument `first` are only seen; the first item of a history has nothing to be predicted from and never
     carries a loss. Later windows overlap by half, so that an item is predicted from at least half of what a prompt may
     hold.
+
+    Args:
+        length: of the history.
+        max_history: most items that a prompt shows.
+        first: the first item that carries a loss.
     """
     width = max_history + 1
     overlap = width - max(1, width // 2)

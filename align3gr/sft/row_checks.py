@@ -11,6 +11,10 @@ from align3gr.sft.dataset import BRANCH_STARTS
 def check_rows(rows: Dataset, arguments: SFTConfig) -> None:
     """Makes sure that the trainer takes each row as it is.
 
+    Args:
+        rows: of the train set.
+        arguments: the options of the Trainer.
+
     Raises:
         InputError: packing would cut rows or mix them up (`wrapped`, `bfd_split`, rows with branches), the longest row
             exceeds `max_length`, or the columns of branches would be dropped.

@@ -40,6 +40,7 @@ class T5Arguments:
 
     @property
     def encoder_decoder(self) -> bool:
+        """Whether the model is a T5."""
         return self.architecture == "t5"
 
     def recorded(self) -> dict[str, Any]:

@@ -40,7 +40,12 @@ class RecommendingEvaluation:
 
 
 class RecommendingSFTTrainer(RecommendingEvaluation, FiniteLoss, SFTTrainer):
-    """`SFTTrainer` that judges a model by what it recommends; see [`RecommendingEvaluation`]."""
+    """`SFTTrainer` that judges a model by what it recommends; see [`RecommendingEvaluation`].
+
+    Args:
+        validate: gives the metrics of the model; without it the Trainer evaluates as always.
+        **kwargs: the arguments of `SFTTrainer`.
+    """
 
 
 class SmallVocabularySFTTrainer(RecommendingSFTTrainer):
