@@ -11,11 +11,13 @@ from tests.conftest import ROOT
 ORDER = [
     "errors",
     "lazy",
+    "progress",
     "suggestions",
     "finite_loss",
     "process_seeds",
     "processes",
     "snapshots",
+    "tracking",
     "stage_folders",
     "tree_attention",
     "undivided",
@@ -26,12 +28,13 @@ ORDER = [
     "evaluation",
     "checkpoints",
 ]
-LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "serving", "doctor"]
+LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "serving", "doctor", "demo"]
 LAST += ["pipeline", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor"}
+ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor", "demo"}
 ALLOWED["hub"] |= {"pipeline"}
+ALLOWED["demo"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["report"] |= {"pipeline"}
 ALLOWED["ablation"] |= {"pipeline"}
@@ -73,6 +76,7 @@ def test_importing_align3gr_loads_no_heavy_library():
 def test_every_public_name_exists():
     import align3gr
     import align3gr.baselines
+    import align3gr.demo
     import align3gr.dpo
     import align3gr.encoders
     import align3gr.hub
@@ -82,7 +86,7 @@ def test_every_public_name_exists():
     import align3gr.sft
 
     lazy = (align3gr.encoders, align3gr.scid, align3gr.sft, align3gr.dpo, align3gr.report, align3gr.baselines)
-    lazy += (align3gr.hub, align3gr.serving)
+    lazy += (align3gr.hub, align3gr.serving, align3gr.demo)
     for package in (align3gr, *lazy):
         assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
 

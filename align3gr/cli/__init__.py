@@ -175,6 +175,18 @@ def _serve(parsed: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _demo_ui(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    try:
+        from align3gr.demo import listen, open_demo, run_demo
+    except ModuleNotFoundError as error:
+        raise InputError(f"demo-ui: {error.name} is not installed; pip install 'align3gr[demo]'") from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with listen(parsed.host, parsed.port) as listener:  # before the models are loaded, which may take minutes
+        run_demo(open_demo(parsed.model, parsed.before, parsed.data, parsed.num_beams, parsed.device), listener)
+    return 0
+
+
 def _doctor(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from align3gr.doctor import examine, findings_json, findings_text
 
@@ -271,6 +283,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "push": _push,
     "recommend": _recommend,
     "serve": _serve,
+    "demo-ui": _demo_ui,
     "report": _report,
     "scid-report": _report_codes,
     "audit": _audit,

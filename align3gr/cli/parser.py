@@ -30,6 +30,7 @@ _STORY = {
     "with a trained model": {
         "recommend": "lists for a Parquet file of histories",
         "serve": "lists over HTTP, and a log of events",
+        "demo-ui": "a page in the browser: histories, SCIDs, the beam level by level, before and after preference training",
         "feedback": "a served model's log of events as feedback for the next round of rf_dpo",
         "merge": "a LoRA adapter and its base as one plain model",
         "push": "a run's recommender, codes or catalogue on the Hub, with a card written from the run",
@@ -160,6 +161,18 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         serve.add_argument(f"--{option.name}", type=kind, default=option.default, help=text)
 
 
+def _add_demo_ui(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("model", help="folder of a run, such as runs/yelp, or of a model, or a Hub id")
+    demo.add_argument(
+        "--before", help="second model to show on the left (default: a run's model of sft, beside sp_dpo's)"
+    )
+    demo.add_argument("--data", help="prepared data to choose users from (default: those of the model's run)")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all of the machine")
+    demo.add_argument("--port", type=int, default=7860, help="port to listen at; 0 takes any that is free")
+    demo.add_argument("--num_beams", type=int, default=20, help="beams, and the longest list")
+    demo.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+
+
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.add_argument("--run_dir", default="runs", help="where runs will be written: its disk is looked at")
     doctor.add_argument("--offline", action="store_true", help="do not ask the Hub")
@@ -236,6 +249,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "push": _add_push,
     "recommend": _add_recommend,
     "serve": _add_serve,
+    "demo-ui": _add_demo_ui,
     "report": _add_report,
     "scid-report": _add_scid_report,
     "audit": _add_audit,

@@ -101,8 +101,15 @@ class ConstrainedBeamSearch(ConstrainedSearch):
             width = min(self.widths[level], trie.num_nodes[level], step.shape[1])
             places = stable_topk(step, width)[1].sort(dim=-1).values
             nodes, scores = children.gather(1, places), step.gather(1, places)
+            self._kept(level + 1, nodes, scores)
             tree.extend(tokens.gather(1, places), parents=places // fan)
         return LeafCandidates(trie, children, step, self.num_beams, item_filter)
+
+    def _kept(self, depth: int, nodes: Tensor, scores: Tensor) -> None:
+        """For subclasses that watch the beam narrow: the prefixes kept at each depth before the last.
+
+        Shape: `nodes` and `scores` `(batch, beams)`; -1 and -inf where a row has fewer.
+        """
 
 
 def catalogue_search(
