@@ -121,6 +121,13 @@ def catalogue_search(
 ) -> ConstrainedSearch:
     """A beam search, or for `num_beams="all"` one that scores every item.
 
+    Args:
+        model: as for [`ConstrainedBeamSearch`], and so are the others.
+        trie: the catalogue.
+        level_tokens: token id of each code of each level. Shape: `(levels, codebook_size)`.
+        num_beams: beams, or `"all"`.
+        widths: beams after each level.
+
     Raises:
         InputError: as for [`ConstrainedBeamSearch`], or there are `widths` for a search without beams.
     """

@@ -50,6 +50,7 @@ class Recommender:
         batch_size: users in one search, `"auto"` for as many as fit; see [`generate_rankings`].
         trie_file: a trie that [`SCIDTrie.save`] wrote; built anew where it is of other codes or cannot be read.
         assigner: the token level, for SCIDs of users outside the table; see `user_profiles` of [`recommend`].
+        history_cache: return rates, to be mixed with the lists; none for the model's lists alone.
 
     Raises:
         InputError: a table lacks a column, names an id twice, or its codes do not fit the tokenizer.
@@ -165,7 +166,18 @@ class Recommender:
         progress: bool = False,
         denied: ItemSets | None = None,
     ) -> list[list[Recommendation]]:
-        """[`recommend`] for requests that name their own origin in errors; the sets hold rows of `items`."""
+        """[`recommend`] for requests that name their own origin in errors; the sets hold rows of `items`.
+
+        Args:
+            requests: histories and users.
+            k: length of the lists.
+            exclude_seen: leave out every item of the history.
+            unknown_items: what to do with an item outside the catalogue, see [`recommend`].
+            allowed: rows of the items that alone may be shown.
+            batch_size: users in one search; the recommender's own where it is None.
+            progress: show a progress bar.
+            denied: rows of the items that must not be shown.
+        """
         if unknown_items not in ("raise", "error", "skip"):
             raise InputError(f'unknown_items: got {unknown_items!r}, expected "raise" or "skip"')
         indices = [self.item_rows(request.history, unknown_items, request.source) for request in requests]
@@ -195,7 +207,13 @@ class Recommender:
         ]
 
     def recommend_file(self, input_file: str | Path, output_file: str | Path, **options: Any) -> int:
-        """Recommend to every row of a Parquet file; see [`recommend_file`] of `align3gr.decoding.files`."""
+        """Recommend to every row of a Parquet file; see [`recommend_file`] of `align3gr.decoding.files`.
+
+        Args:
+            input_file: histories.
+            output_file: where the lists go.
+            **options: the other arguments of that function.
+        """
         from align3gr.decoding.files import recommend_file
 
         return recommend_file(self, input_file, output_file, **options)
@@ -208,6 +226,12 @@ class Recommender:
         source: str = "allowed",
     ) -> ItemSets:
         """Rows of `items` for item ids, one list for all users or one each; `source` is their name in errors.
+
+        Args:
+            sets: item ids, one list for all users or one each.
+            unknown_items: what to do with an id outside the catalogue, see [`recommend`].
+            users: number of users.
+            source: what to call the lists in errors.
 
         Raises:
             InputError: an id is not in the catalogue (unless `unknown_items="skip"`), or there is a list for another
@@ -223,6 +247,11 @@ class Recommender:
         self, item_ids: Sequence[str], unknown_items: UnknownItems = "raise", source: str = "items"
     ) -> np.ndarray:
         """Rows of `items` for a list of item ids; `source` is its name in errors.
+
+        Args:
+            item_ids: the items.
+            unknown_items: what to do with an id outside the catalogue, see [`recommend`].
+            source: what to call the list in errors.
 
         Raises:
             InputError: an id is not in the catalogue, unless `unknown_items="skip"`.

@@ -181,7 +181,12 @@ def run_curriculum(
 
 
 def stage_seed(seed: int, number: int) -> int:
-    """Seed of the stage with this number, from 0, in a run with this seed; `make_rows` gets it."""
+    """Seed of the stage with this number, from 0, in a run with this seed; `make_rows` gets it.
+
+    Args:
+        seed: of the run.
+        number: of the stage, from 0.
+    """
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 

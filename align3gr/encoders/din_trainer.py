@@ -209,6 +209,7 @@ class DINEncoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> "DINEncoder":
+        """What `save` wrote into the folder."""
         model = DINModel.from_pretrained(folder).eval()
         encoder = cls(model.config.embedding_dim)
         encoder.model, encoder.auc = model, read_settings(folder)["auc"]

@@ -107,7 +107,11 @@ class SCIDAssigner:
         return CodeTable(list(self._ids), self._codes.copy(), "item codes")
 
     def save_item_codes(self, path: str | Path) -> None:
-        """Writes [`item_codes`] as the table that later stages read."""
+        """Writes [`item_codes`] as the table that later stages read.
+
+        Args:
+            path: a Parquet file.
+        """
         save_codes(path, ITEM_ID, self._ids, self._codes)
 
     def check_catalogue(self, item_ids: Iterable[str], codes: Iterable[Sequence[int]]) -> None:

@@ -91,7 +91,16 @@ class DualSCIDHistory:
 
 
 class DualSCIDTrainer(FiniteLoss, Trainer):
-    """`Trainer` with the loss of Eq. (2); its evaluation is the AUC of held-out pairs and the health of the books."""
+    """`Trainer` with the loss of Eq. (2); its evaluation is the AUC of held-out pairs and the health of the books.
+
+    Args:
+        alpha: weight of the U2I loss.
+        gamma: weight of the losses of both RQ-VAEs.
+        auc_pairs: held-out (user, item) pairs.
+        collator: makes the batches.
+        books: whether the code books are in use, so that their health is evaluated.
+        **kwargs: the arguments of `Trainer`.
+    """
 
     def __init__(
         self, *, alpha: float, gamma: float, auc_pairs: np.ndarray, collator: PairCollator, books: bool, **kwargs: Any
@@ -321,5 +330,15 @@ def train_dual_scid(
     output_dir: str | Path,
     pinned: PinnedCodes | None = None,
 ) -> DualSCIDHistory:
-    """[`DualSCIDTraining`] in one call."""
+    """[`DualSCIDTraining`] in one call.
+
+    Args:
+        model: trained in place.
+        users: features of the users, None without users.
+        items: features of the items.
+        train_sequences: item indices of each user.
+        config: the schedule.
+        output_dir: for the log and checkpoints.
+        pinned: codes that must stay.
+    """
     return DualSCIDTraining(model, users, items, train_sequences, config, output_dir, pinned).run()
