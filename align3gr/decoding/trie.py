@@ -47,8 +47,7 @@ class SCIDTrie:
         num_items: number of items.
         index_bound: one above the largest item index ever given; larger than `num_items` where items were removed.
         num_nodes: number of nodes of depth 1, 2, ..., `levels`.
-        max_children: largest number of children of a node of depth 0, 1, ..., `levels`; the last entry is the largest
-            number of items that share one SCID.
+        max_children: most children of a node of depth 0, 1, ..., `levels`, the last entry most items of one SCID.
     """
 
     def __init__(

@@ -24,6 +24,10 @@ POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, to be had before models are loaded; port 0 takes any that is free.
 
+    Args:
+        host: a name or an address.
+        port: a number; 0 for any that is free.
+
     Raises:
         InputError: there is no such address, or the port is taken.
     """
@@ -57,7 +61,11 @@ class _Policy:
 
 
 def make_app(session: DemoSession) -> FastAPI:
-    """The page as an application for any ASGI server."""
+    """The page as an application for any ASGI server.
+
+    Args:
+        session: what the page shows.
+    """
     app = FastAPI(openapi_url=None)
     app.add_middleware(_Policy)
     page = make_page(session)
