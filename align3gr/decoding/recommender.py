@@ -16,8 +16,9 @@ from align3gr.decoding.beam_search import catalogue_search
 from align3gr.decoding.catalogue_tables import CODES, CatalogueTable
 from align3gr.decoding.code_rows import codes_fingerprint
 from align3gr.decoding.history_cache import HISTORY_CACHE_FILE, HistoryCache
-from align3gr.decoding.item_filter import ItemSets, is_by_row
+from align3gr.decoding.item_filter import ItemSets
 from align3gr.decoding.rankings import generate_rankings, union
+from align3gr.decoding.request_prompts import SCID_FOLDER, RequestPrompts, UnknownItems
 from align3gr.decoding.requests import Recommendation, Request
 from align3gr.decoding.saved_model import open_model
 from align3gr.decoding.trie import SCIDTrie
@@ -26,14 +27,11 @@ from align3gr.scid.assigner import SCIDAssigner
 from align3gr.scid.prompts import PromptBuilder
 from align3gr.snapshots import local_folder
 
-UnknownItems = Literal["raise", "error", "skip"]
-
 logger = logging.getLogger(__name__)
 
 ITEM_CODES_FILE = "item_codes.parquet"
 USER_CODES_FILE = "user_codes.parquet"
 TRIE_FILE = "trie.safetensors"
-SCID_FOLDER = "scid"
 
 
 class Recommender:
@@ -82,19 +80,17 @@ class Recommender:
         self.prompt_builder = prompt_builder or _default_prompts(tokenizer)
         vocabulary = self.prompt_builder.vocabulary
         catalogue = CatalogueTable.check(items, (ITEM_ID, TITLE, CODES), vocabulary.item_levels, "items")
-        self.items, self._item_codes, self._item_index = catalogue.frame, catalogue.codes, catalogue.index
-        self.users: pl.DataFrame | None = None
-        self._user_codes = np.zeros((0, 0), dtype=np.int64)
-        self._user_index: dict[str, int] = {}
+        known = None
         if users is not None:
             known = CatalogueTable.check(users, (USER_ID, CODES), vocabulary.user_tokens.shape[0], "users")
-            self.users, self._user_codes, self._user_index = known.frame, known.codes, known.index
+        self.items, self.users = catalogue.frame, None if known is None else known.frame
+        self.assigner = assigner
+        self._read = RequestPrompts(self.prompt_builder, catalogue, known, assigner)
         sizes = (vocabulary.item_tokens >= 0).sum(axis=1).tolist()
-        self._fingerprint = codes_fingerprint(self._item_codes, sizes)
-        trie = self._saved_trie(trie_file) or SCIDTrie.from_codes(self._item_codes, sizes)
+        self._fingerprint = codes_fingerprint(catalogue.codes, sizes)
+        trie = self._saved_trie(trie_file) or SCIDTrie.from_codes(catalogue.codes, sizes)
         self.search = catalogue_search(model, trie, vocabulary.item_tokens, num_beams, widths)
         self.batch_size = batch_size
-        self.assigner = assigner
         self.history_cache = history_cache
         self._item_ids = self.items[ITEM_ID].to_list()
         self._titles = self.items[TITLE].to_list()
@@ -178,10 +174,8 @@ class Recommender:
             progress: show a progress bar.
             denied: rows of the items that must not be shown.
         """
-        if unknown_items not in ("raise", "error", "skip"):
-            raise InputError(f'unknown_items: got {unknown_items!r}, expected "raise" or "skip"')
         indices = [self.item_rows(request.history, unknown_items, request.source) for request in requests]
-        prompts = self._prompts(requests, indices)
+        prompts = self._read.prompts(requests, indices)
         cache = None if exclude_seen or not (self.history_cache and self.history_cache.share) else self.history_cache
         longest = self.search.num_beams
         rankings = generate_rankings(
@@ -225,81 +219,27 @@ class Recommender:
         users: int,
         source: str = "allowed",
     ) -> ItemSets:
-        """Rows of `items` for item ids, one list for all users or one each; `source` is their name in errors.
+        """Rows of `items` for item ids, one list for all users or one each; see [`RequestPrompts.item_sets`].
 
         Args:
             sets: item ids, one list for all users or one each.
             unknown_items: what to do with an id outside the catalogue, see [`recommend`].
             users: number of users.
             source: what to call the lists in errors.
-
-        Raises:
-            InputError: an id is not in the catalogue (unless `unknown_items="skip"`), or there is a list for another
-                number of users.
         """
-        if isinstance(sets, str) or not is_by_row(sets):
-            return self.item_rows(sets, unknown_items, source)  # type: ignore[arg-type]
-        if len(sets) != users:
-            raise InputError(f"{source}: got {len(sets)} lists for {users} histories; give one a history, or one list")
-        return [self.item_rows(ids, unknown_items, f"{source}: row {row}") for row, ids in enumerate(sets)]
+        return self._read.item_sets(sets, unknown_items, users, source)
 
     def item_rows(
         self, item_ids: Sequence[str], unknown_items: UnknownItems = "raise", source: str = "items"
     ) -> np.ndarray:
-        """Rows of `items` for a list of item ids; `source` is its name in errors.
+        """Rows of `items` for a list of item ids; see [`RequestPrompts.item_rows`].
 
         Args:
             item_ids: the items.
             unknown_items: what to do with an id outside the catalogue, see [`recommend`].
             source: what to call the list in errors.
-
-        Raises:
-            InputError: an id is not in the catalogue, unless `unknown_items="skip"`.
         """
-        if isinstance(item_ids, str):
-            raise InputError(f"{source} is the string {item_ids!r}; give a list of item ids")
-        indices = []
-        for item in item_ids:
-            index = self._item_index.get(item)
-            if index is not None:
-                indices.append(index)
-            elif unknown_items != "skip":
-                raise InputError(
-                    f"{source} names item {item!r}, which is not in the catalogue of "
-                    f'{len(self._item_index)} items; correct it, or pass unknown_items="skip"'
-                )
-        return np.array(indices, dtype=np.int64)
-
-    def _prompts(self, requests: Sequence[Request], histories: list[np.ndarray]) -> list[list[int]]:
-        builder = self.prompt_builder
-        codes: list[np.ndarray | None] = [None] * len(requests)
-        new = []
-        for row, request in enumerate(requests):
-            known = self._user_index.get(request.user_id) if request.user_id is not None else None
-            if builder.user_scid and known is not None:
-                codes[row] = self._user_codes[known]
-            elif builder.user_scid and request.profile is not None:
-                new.append(row)
-        if new:
-            if self.assigner is None:
-                raise InputError(
-                    f"user_profiles: {requests[new[0]].source} has a profile, but the model folder has no folder "
-                    f"{SCID_FOLDER!r}; pass scid=<folder of the scid stage> to from_pretrained, or leave profiles out"
-                )
-            ids = [[self._item_ids[item] for item in histories[row]] for row in new]
-            assigned = self.assigner.user_codes([requests[row].profile or "" for row in new], ids)
-            for row, user_codes in zip(new, assigned, strict=True):
-                codes[row] = user_codes
-        prompts = [
-            builder.prompt(user, self._item_codes[history]) for user, history in zip(codes, histories, strict=True)
-        ]
-        empty = next((row for row, prompt in enumerate(prompts) if not prompt), None)
-        if empty is not None:
-            raise InputError(
-                f"{requests[empty].source} is empty, user {requests[empty].user_id!r} has no SCID and the tokenizer "
-                "no BOS token, so there is nothing to go by; give at least one item"
-            )
-        return prompts
+        return self._read.item_rows(item_ids, unknown_items, source)
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write model, tokenizer, `prompt.json`, the tables of codes and the trie into one folder.

@@ -104,10 +104,10 @@ def test_everything_loads_with_nothing_but_its_id(hub, pushed, smoke_run):
 
     found = hub.run(LOAD)
     here = [Recommender.from_pretrained(smoke_run / stage / "model", device="cpu") for stage in ("sft", "rf_dpo")]
-    here[1].users, here[1]._user_index = None, {}  # what was pushed without users
+    known = (found["user"], None)  # the second was pushed without users
     expected = [
-        [item.item_id for item in recommender.recommend([found["history"]], user_ids=[found["user"]], k=5)[0]]
-        for recommender in here
+        [item.item_id for item in recommender.recommend([found["history"]], user_ids=[user], k=5)[0]]
+        for recommender, user in zip(here, known, strict=True)
     ]
     assert found["lists"] == expected and found["users"] is True and len(found["new_user"]) == 5
     codes = pl.read_parquet(smoke_run / "scid" / "item_codes.parquet")
