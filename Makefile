@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+WORKERS ?= 2  # processes that share the tests
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 15
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-long lint bench clean
@@ -12,15 +14,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: export OMP_NUM_THREADS ?= 1  # the models are too small to gain from more
+demo test test-long: export OMP_NUM_THREADS ?= 1  # the models are too small to gain from more
 demo: $(READY)  ## the whole pipeline on the built-in market, metrics of every stage
 	$(BIN)/align3gr run --config recipes/synthetic/pipeline.yaml
 
 test: $(READY)  ## the tests of every change
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-long: $(READY)  ## whole pipelines: kills, leaks, quality
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .
