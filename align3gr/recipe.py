@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from align3gr.errors import InputError
 from align3gr.processes import leave
+from align3gr.progress import is_watched
 from align3gr.suggestions import did_you_mean
 
 # Options of `TrainingArguments` that leave the result as it is.
 _NO_SETTINGS = {"output_dir", "run_name", "logging_dir", "report_to", "disable_tqdm", "logging_steps", "use_cpu"}
+_NO_SETTINGS |= {"project", "trackio_space_id", "trackio_bucket_id"}
 DATA_VARIABLE = "ALIGN3GR_DATA"
 DEFAULT_DATA = "../shared/data"
 
@@ -44,9 +47,9 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
         raise InputError(f"{message}{_suggestion(parser, arguments, message) or '; see --help'}")
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
-    if any(action.dest == "use_cpu" for action in parser._actions) and not torch.cuda.is_available():
-        # bf16 without a GPU is refused unless the CPU was asked for.
-        parser.set_defaults(use_cpu=True)
+    if any(action.dest == "use_cpu" for action in parser._actions):  # `TrainingArguments`
+        # bf16 without a GPU is refused unless the CPU was asked for; a bar is for those who watch.
+        parser.set_defaults(use_cpu=not torch.cuda.is_available(), disable_tqdm=not is_watched())
     try:
         parsed = parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
     except InputError:  # is a ValueError
@@ -56,6 +59,10 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
         raise InputError(message + _suggestion(parser, arguments, message)) from error
     for options in parsed:
         _check_values(options)
+        if reported := getattr(options, "report_to", None):
+            from align3gr.tracking import check_report_to
+
+            check_report_to(reported)
     return parsed
 
 
@@ -83,6 +90,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not is_watched():
+        _silence_bars()
     try:
         main()
         leave()
@@ -97,6 +106,20 @@ def run_recipe(main: Callable[[], None]) -> None:
             raise
         print(f"error: {full}; free some space, the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(2)
+
+
+def _silence_bars() -> None:
+    """No bar of any library: in a pipe or a file each is a line of thousands of pieces.
+
+    The variable TQDM_DISABLE would come too late, tqdm reads it when it is imported, and leaves the bars that are
+    asked for by name, such as TRL's.
+    """
+    make = tqdm.__init__
+
+    def make_silent(self: Any, *args: Any, **options: Any) -> None:
+        make(self, *args, **(options | {"disable": True}))
+
+    tqdm.__init__ = make_silent
 
 
 def _full_disk(error: BaseException | None) -> str | None:

@@ -17,6 +17,7 @@ from align3gr.dpo import (
 from align3gr.pipeline import stage, stage_folder, start_model
 from align3gr.processes import launched, refuse_fsdp
 from align3gr.recipe import parse, run_recipe, training_settings
+from align3gr.tracking import track_stage
 from align3gr.undivided import undivided
 
 
@@ -40,6 +41,7 @@ def main() -> None:
             recommender = Recommender.from_pretrained(start, num_beams=arguments.num_beams, is_trainable=True)
         feedback = RealFeedback(recommender, split, scid, arguments, training.num_rejected, work.folder)
         judged = arguments.scale().on_five_points(split)
+        tracking = track_stage(training, arguments.run_dir, work, settings)
         run_curriculum(
             recommender.model,
             recommender.tokenizer,
@@ -62,7 +64,9 @@ def main() -> None:
             validate_steps=arguments.validate_steps or None,
             stop_tolerance=arguments.stop_tolerance,
             likelihood=recommender.search.likelihood,
+            tracking=tracking,
         )
+        tracking.close()
         if launched().is_main_process:
             recommender.save_pretrained(work.folder / "model")
             report = json.dumps(feedback.report, indent=2) + "\n"

@@ -16,7 +16,6 @@ from align3gr.encoders import Embeddings
 from align3gr.pipeline import stage, stage_folder
 from align3gr.recipe import expand, parse, run_recipe
 from align3gr.scid import (
-    ENCODERS,
     DualSCIDModel,
     DualSCIDTrainingConfig,
     FeatureTable,
@@ -24,6 +23,7 @@ from align3gr.scid import (
     SCIDSettings,
     assign_codes,
     hashed_user_codes,
+    keep_encoders,
     measure_quality,
     read_code_table,
     ready_codes,
@@ -31,19 +31,24 @@ from align3gr.scid import (
     save_codes,
     train_dual_scid,
 )
+from align3gr.tracking import ReportArguments, StageTracking
 
 logger = logging.getLogger("align3gr.scid")
-
 KINDS = ("semantic", "collaborative")
 
 
-@dataclass
-class SCIDArguments:
+@dataclass(kw_only=True)
+class SCIDArguments(ReportArguments):
     run_dir: str = field(metadata={"help": "Folder of the run; codes and model appear in its folder scid."})
 
 
 def train_codes(
-    settings: SCIDSettings, training: DualSCIDTrainingConfig, split: Split, embeddings: Path, folder: Path
+    settings: SCIDSettings,
+    training: DualSCIDTrainingConfig,
+    split: Split,
+    embeddings: Path,
+    folder: Path,
+    tracking: StageTracking,
 ) -> tuple[np.ndarray, np.ndarray | None, list[int], dict[str, Any]]:
     """Trains and saves the model; codes of items and users, the sizes of the item levels, and what is reported."""
     items, users = (
@@ -65,16 +70,13 @@ def train_codes(
         training,
         folder / "trainer",
         previous if settings.previous else None,
+        tracking,
     )
+    tracking.close()
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     codes = assign_codes(model, users, items, settings.collisions, previous, settings.pin)
     model.save_pretrained(folder / "model")
-    # New items and users are given codes from this folder alone.
-    (folder / ENCODERS).mkdir(exist_ok=True)
-    shutil.copy(embeddings / "items.parquet", folder / ENCODERS)
-    for name in (f"{kind}_encoder" for kind in KINDS):
-        if (embeddings / name).is_dir():
-            shutil.copytree(embeddings / name, folder / ENCODERS / name, dirs_exist_ok=True)
+    keep_encoders(embeddings, folder)
     sizes = list(model.item_rqvae.config.codebook_sizes)
     if codes.items.shape[1] > len(sizes):
         sizes.append(int(codes.items[:, -1].max()) + 1)
@@ -105,7 +107,10 @@ def main() -> None:
         if settings.ready:
             item_codes, sizes, report = ready_codes(settings, split, imported, training.seed)
         else:
-            item_codes, user_codes, sizes, report = train_codes(settings, training, split, embeddings, work.folder)
+            tracking = StageTracking(arguments.report_to, arguments.run_dir, "scid", work.folder, settings=values)
+            item_codes, user_codes, sizes, report = train_codes(
+                settings, training, split, embeddings, work.folder, tracking
+            )
         users, user_sizes = split.users[USER_ID], settings.user_codebook_sizes
         if settings.user_buckets:
             user_codes, user_sizes = hashed_user_codes(split, settings.user_buckets), [settings.user_buckets]
@@ -117,8 +122,7 @@ def main() -> None:
             np.zeros((len(users), 0), dtype=np.int64) if user_codes is None else user_codes,
         )
         save_codebook_sizes(work.folder / "codebooks.json", sizes, [] if user_codes is None else user_sizes)
-        quality = measure_quality(item_codes, split.train_sequences(), sizes)
-        report = {"prefix_lift": quality.prefix_lift, **report}
+        report = {"prefix_lift": measure_quality(item_codes, split.train_sequences(), sizes).prefix_lift, **report}
         (work.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -30,6 +30,7 @@ from align3gr.sft import (
     training_rows,
     write_log,
 )
+from align3gr.tracking import follow, track_stage
 
 
 def main() -> None:
@@ -90,7 +91,10 @@ def main() -> None:
         judged = item_codes, all_user_codes, arguments, training.seed
         validate = recommending_validation(recommender, split, *judged) if validated else None
         trainer = make_trainer(model, tokenizer, rows, training, arguments, recommender, validate, t5.loss_temperature)
+        tracking = track_stage(training, arguments.run_dir, work, settings)
+        follow(trainer, "sft", tracking)
         log = take_up(trainer)
+        tracking.close()
         weights = gathered_weights(trainer)
         if trainer.is_world_process_zero():
             write_log(work.folder / "log.json", log)

@@ -15,6 +15,7 @@ from align3gr.dpo import (
 from align3gr.pipeline import stage, stage_folder
 from align3gr.processes import launched, refuse_fsdp
 from align3gr.recipe import parse, run_recipe, training_settings
+from align3gr.tracking import track_stage
 from align3gr.undivided import undivided
 
 
@@ -39,6 +40,7 @@ def main() -> None:
             self_play.check(stages)
             if arguments.candidates_from == "start":
                 self_play.generate(recommender.model, stages, training.seed)
+        tracking = track_stage(training, arguments.run_dir, work, settings)
         run_curriculum(
             recommender.model,
             recommender.tokenizer,
@@ -61,7 +63,9 @@ def main() -> None:
             validate_steps=arguments.validate_steps or None,
             stop_tolerance=arguments.stop_tolerance,
             likelihood=recommender.search.likelihood,
+            tracking=tracking,
         )
+        tracking.close()
         if launched().is_main_process:
             recommender.save_pretrained(work.folder / "model")
 

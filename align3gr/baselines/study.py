@@ -29,6 +29,7 @@ from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import TEXT
 from align3gr.errors import InputError
 from align3gr.evaluation import FullEvaluation, reported_ks, sample_users, three_columns
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +82,34 @@ class Study:
                 f"run_dir: cannot write {self.folder}: {error.strerror}; choose another run_dir"
             ) from error
         systems = self.settings.systems
-        for system in systems:
-            while (setting := self.next_trial(system)) is not None:
-                self._compute(self._key(system, "trial", setting, _TRIAL_SEED))
+        with ProgressBar(self._fits(), "study, at most", "fit") as bar:
+
+            def computed() -> None:
+                bar.update()
                 progress()
-        # Seed by seed, so that an unfinished study has a figure for every system first.
-        for place in range(max(len(self.seeds(system)) for system in systems)):
+
             for system in systems:
-                for seed in self.seeds(system)[place : place + 1]:
-                    if self.final_run(system, seed) is None:
-                        self._compute(self._key(system, "final", self.chosen(system)["setting"], seed))
-                        progress()
+                while (setting := self.next_trial(system)) is not None:
+                    self._compute(self._key(system, "trial", setting, _TRIAL_SEED))
+                    computed()
+            # Seed by seed, so that an unfinished study has a figure for every system first.
+            for place in range(max(len(self.seeds(system)) for system in systems)):
+                for system in systems:
+                    for seed in self.seeds(system)[place : place + 1]:
+                        if self.final_run(system, seed) is None:
+                            self._compute(self._key(system, "final", self.chosen(system)["setting"], seed))
+                            computed()
+
+    def _fits(self) -> int:
+        """Cells that are missing; fewer where the seconds for tuning end sooner."""
+        missing = 0
+        for system in self.settings.systems:
+            if self.next_trial(system) is not None:
+                settings = draw_trials(self.settings.system(system).space, self.settings.trials)
+                missing += len(settings) - len(self.trials(system)) + len(self.seeds(system))
+            else:
+                missing += sum(self.final_run(system, seed) is None for seed in self.seeds(system))
+        return missing
 
     def trials(self, system: str) -> list[dict[str, Any]]:
         """The finished trials that count: within the number and the seconds of the settings, in order."""

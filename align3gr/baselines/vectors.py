@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +107,12 @@ def train_until_flat(
     """
     curve: list[float] = []
     best: dict[str, Any] = {}
+    bar = ProgressBar(epochs, f"{type(module).__name__}, at most", "epoch")
     for epoch in range(epochs):
         module.train()
         loss = run_epoch()
         module.eval()
+        bar.update()
         if validate is None:
             continue
         curve.append(validate())
@@ -118,6 +121,7 @@ def train_until_flat(
             best = copy.deepcopy(module.state_dict())
         elif epoch - int(np.argmax(curve)) >= patience:
             break
+    bar.close()
     if best:
         module.load_state_dict(best)
     return curve

@@ -17,15 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
 from align3gr.decoding.history_files import check_histories, check_items, read_requests
-from align3gr.decoding.recommender import Recommender, UnknownItems
+from align3gr.decoding.recommender import Recommender
+from align3gr.decoding.request_prompts import UnknownItems
 from align3gr.decoding.requests import Recommendation, Request
 from align3gr.errors import InputError
 from align3gr.processes import launched, share
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +103,7 @@ def recommend_file(
     paths = [parts / f"{number:06d}.parquet" for number in range(-(-users // part_users))]
     mine = set(share([path for path in paths if not path.is_file()]))
     process.wait_for_everyone()  # all have looked before one writes
-    with tqdm(
-        total=users, desc="recommending", unit="user", disable=not (progress and process.is_main_process)
-    ) as bar:
+    with ProgressBar(users, "recommending", "user", shown=progress and process.is_main_process) as bar:
         for number, requests in enumerate(read_requests(source, part_users, recommender.assigner is not None)):
             if paths[number] in mine:
                 lists = recommender.rank(requests, k, exclude_seen, unknown_items, indices, size)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from align3gr.decoding.batch_size import BatchSize, FittingBatches, check_batch_size, fitting_batch_size
 from align3gr.decoding.candidates import BeamOutput
@@ -15,6 +14,7 @@ from align3gr.decoding.search import ConstrainedSearch
 from align3gr.decoding.tree_decoder import PromptPrefix
 from align3gr.errors import InputError
 from align3gr.processes import in_shares, launched, share
+from align3gr.progress import ProgressBar
 
 # A prefix of 8 tokens costs as much as 45 tokens of a batch (benchmarks/decoding.py's model, one thread), and the
 # batches one copy of it each.
@@ -102,7 +102,7 @@ def generate_rankings(
 
     items = np.full((2, len(prompts), k), -1, dtype=np.int64)
     scores = np.full((2, len(prompts), k), -np.inf, dtype=np.float32)
-    with tqdm(total=sum(map(len, mine)), desc="ranking", unit="user", disable=not progress) as bar:
+    with ProgressBar(sum(map(len, mine)), "ranking", "user", shown=progress) as bar:
         done = in_shares(batches, rank) if distributed else map(rank, batches)
         for rows, (batch_items, batch_scores) in zip(batches, done, strict=True):
             items[:, rows], scores[:, rows] = batch_items, batch_scores

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from tqdm.auto import tqdm
 
 from align3gr.decoding.rankings import generate_rankings
 from align3gr.decoding.search import ConstrainedSearch
 from align3gr.errors import InputError
 from align3gr.processes import in_shares, launched
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +93,8 @@ def generate_candidates(
     parts = [range(start, min(start + part_prompts, len(prompts))) for start in range(0, len(prompts), part_prompts)]
     generated = []
     sharing = process.num_processes if distributed else 1
-    with tqdm(
-        total=len(prompts),
-        initial=sum(map(len, parts[:done])),
-        desc="self-play",
-        unit="prompt",
-        disable=not (progress and process.is_main_process),
-    ) as bar:
+    known, shown = sum(map(len, parts[:done])), progress and process.is_main_process
+    with ProgressBar(len(prompts), "self-play", "prompt", shown, known) as bar:
         for number, part in enumerate(parts):
             path = None if folder is None else Path(folder) / f"{number:06d}.npy"
             if number < done:
@@ -128,7 +123,7 @@ def _part(
         ranked = generate_rankings(
             search, [prompts[row] for row in rows], batch_size, k=search.num_beams, progress=False
         ).allowed.astype(np.int32)
-        bar.update(min(len(rows) * sharing, bar.total - bar.n))  # the other processes are about as far
+        bar.update(len(rows) * sharing)  # the other processes are about as far
         return ranked
 
     ranked = in_shares(batches, rank) if distributed else [rank(rows) for rows in batches]

@@ -41,6 +41,7 @@ from align3gr.dpo.softmax_dpo_trainer import SoftmaxDPOTrainer
 from align3gr.dpo.stage_validation import StageValidation, stopped_at, validations
 from align3gr.dpo.undivided_policy import divided, is_zero3, take_over
 from align3gr.errors import InputError
+from align3gr.tracking import StageTracking, follow
 from align3gr.undivided import undivided
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def run_curriculum(
     validate_steps: int | None = None,
     stop_tolerance: float = 0.0,
     likelihood: CatalogueLikelihood | None = None,
+    tracking: StageTracking | None = None,
 ) -> dict[str, Any]:
     """Train through the stages and leave the best policy in `model` and in `<output_dir>/best`.
 
@@ -130,6 +132,7 @@ def run_curriculum(
         validate_steps: Evaluate also inside a stage, each time after so many steps.
         stop_tolerance: A stage is stopped as soon as such an evaluation is further below its start.
         likelihood: Of a model that is normalised over its catalogue (`search.likelihood`).
+        tracking: Gets the logs of all stages, one behind the other, and the validation metrics between them.
 
     Returns:
         The contents of `curriculum.json`.
@@ -153,6 +156,8 @@ def run_curriculum(
             {"stages": [asdict(stage) for stage in stages], "metric": metric, "min_rows": min_rows}
             | {"stops": [validate_steps, stop_tolerance] if validate_steps else None}
         )
+        if tracking and not tracking.resumed:
+            tracking.log_validation(run.record["initial"]["metrics"], 0)
         for number, stage in enumerate(stages[len(run.record["stages"]) :], start=len(run.record["stages"])):
             started = time.perf_counter()
             folder = run.folder / f"{number}-{stage.name}"
@@ -169,14 +174,18 @@ def run_curriculum(
             if validate_steps:
                 start = run.record["best_value"]  # of the policy that the stage starts from
                 watched.append(StageValidation(stage.name, run.value, validate_steps, start, stop_tolerance))
-            log = _train(run, stage, folder, seed, rows, watched, likelihood)
+            if tracking:
+                tracking.begin_part(number, sum(entry.get("steps", 0) for entry in run.record["stages"]))
+            log = _train(run, stage, folder, seed, rows, watched, likelihood, tracking)
             run.keep_losses(folder, log)
             losses = [line["loss"] for line in log if "loss" in line]
-            entry |= {"first_loss": losses[0], "last_loss": losses[-1]}
+            entry |= {"first_loss": losses[0], "last_loss": losses[-1], "steps": log[-1]["step"]}
             entry["statistics"] = _read_statistics(folder / "rows")  # now with what the reference says
             if validate_steps:
                 entry |= {"validations": validations(log), "stopped_at": stopped_at(log)}
             run.decide(folder, entry, started)
+            if tracking:
+                tracking.log_validation(entry["metrics"], entry["steps"])
         return run.finish()
 
 
@@ -248,6 +257,7 @@ def _train(
     rows: Dataset,
     callbacks: Sequence[TrainerCallback],
     likelihood: CatalogueLikelihood | None,
+    tracking: StageTracking | None,
 ) -> list[dict[str, Any]]:
     """Train one stage, from its last checkpoint if there is one; gives the trainer's log."""
     args = copy.copy(run.args)
@@ -272,6 +282,7 @@ def _train(
             callbacks=[watch, *callbacks, LogWithCheckpoint()],
             likelihood=likelihood,
         )
+        follow(trainer, f"stage {stage.name}", tracking)
         if run.process.is_main_process:
             _record_start(folder / "rows", trainer.train_dataset)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

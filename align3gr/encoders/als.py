@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from align3gr.encoders.collaborative import ITEM_VECTORS, binary_matrix, save_arrays
 from align3gr.encoders.semantic import read_settings
 from align3gr.errors import InputError
+from align3gr.progress import is_watched
 
 
 class ALSEncoder:
@@ -52,7 +53,7 @@ class ALSEncoder:
 
         matrix = binary_matrix(sequences, num_items)
         with threadpool_limits(1, "blas"):
-            self._model.fit(matrix, show_progress=False)
+            self._model.fit(matrix, show_progress=is_watched())
         # Their exact solution; the conjugate gradient steps leave a rest of the random start.
         self._model.item_factors[np.asarray(matrix.sum(0)).ravel() == 0] = 0
         self._model._YtY = None  # computed from the item factors when it is first asked for

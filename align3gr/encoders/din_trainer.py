@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from align3gr.encoders.histories import VALIDATION_NEGATIVES, Histories, auc_of_
 from align3gr.encoders.modeling_din import DINModel
 from align3gr.encoders.semantic import SETTINGS, read_settings
 from align3gr.errors import InputError
+from align3gr.progress import is_watched
+from align3gr.tracking import follow
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def train_din(
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=config.seed,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=not is_watched(),
     )
     trainer = Trainer(
         model=model,
@@ -152,6 +153,7 @@ def train_din(
         preprocess_logits_for_metrics=lambda outputs, labels: outputs[0],
         callbacks=[EarlyStoppingCallback(config.patience)],
     )
+    follow(trainer, "din")
     trainer.train()
     return [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 

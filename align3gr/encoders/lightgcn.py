@@ -13,6 +13,7 @@ from align3gr.encoders.collaborative import ITEM_VECTORS, binary_matrix, interac
 from align3gr.encoders.histories import VALIDATION_NEGATIVES, Histories, auc_of_true_items, last_items
 from align3gr.encoders.semantic import read_settings
 from align3gr.errors import InputError
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class LightGCNEncoder:
         graph = torch.cat([edges, edges.flip(0)], dim=1).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
         best, self.auc = torch.zeros(num_items, self.dim), []
+        bar = ProgressBar(self.epochs, "lightgcn, at most", "epoch")
         for epoch in range(self.epochs):
             for batch in np.array_split(rng.permutation(pairs.shape[1]), -(-pairs.shape[1] // self.batch_size)):
                 self._step(model, optimizer, graph, pairs[:, batch], histories, rng)
@@ -90,11 +92,13 @@ class LightGCNEncoder:
             owner = torch.from_numpy(histories.user_of[last])
             logits = (final[owner][:, None] * final[users + validation]).sum(-1)
             self.auc.append(auc_of_true_items(logits.numpy()))
+            bar.update()
             logger.info("lightgcn: epoch %d, validation AUC %.4f", epoch + 1, self.auc[-1])
             if self.auc[-1] == max(self.auc):
                 best = final[users:]
             elif epoch - int(np.argmax(self.auc)) >= self.patience:
                 break
+        bar.close()
         self.popularity = np.asarray(binary_matrix(sequences, num_items).sum(0), dtype=np.float32).ravel()
         self.item_vectors = best.numpy() * (interaction_counts(sequences, num_items) > 0)[:, None]
 

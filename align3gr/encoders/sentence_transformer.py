@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from align3gr.encoders.vector_cache import VectorCache, default_cache, text_key
 from align3gr.errors import InputError
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class SentenceTransformerEncoder:
         """Encodes shard by shard: what is done is in the cache when the run is interrupted."""
         vectors: dict[bytes, np.ndarray] = {}
         size, start = SHARD_TEXTS * self.num_processes, 0
-        with self._pool(len(keys)) as pool, tqdm(total=len(keys), unit="text", disable=_quiet()) as progress:
+        with self._pool(len(keys)) as pool, ProgressBar(len(keys), "encoding", "text") as progress:
             while start < len(keys):
                 began, shard = time.perf_counter(), keys[start : start + size]
                 part = self._model.encode(
@@ -166,7 +165,3 @@ def model_revision(model: str) -> str:
     # The model was loaded before, so its files are there; the folder above them is named after the commit.
     config = try_to_load_from_cache(model, "config.json")
     return f"{model}@{Path(config).parent.name}" if isinstance(config, str) else model
-
-
-def _quiet() -> bool:
-    return not sys.stderr.isatty()

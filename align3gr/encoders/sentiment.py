@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from align3gr.data.feedback import RatingScale
 from align3gr.data.schema import FEEDBACK_LEVELS
 from align3gr.encoders.sentence_transformer import model_revision
 from align3gr.encoders.vector_cache import VectorCache, default_cache, text_key
 from align3gr.errors import InputError
+from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -232,11 +232,13 @@ def score_texts(
     known = {key: float(vector[0]) for key, vector in kept.load(list(distinct)).items()}
     missing = [key for key in distinct if key not in known]
     logger.info("%d texts, %d of them to score", len(distinct), len(missing))
-    for start in tqdm(range(0, len(missing), _SHARD), desc="scoring", disable=not progress or not missing):
-        shard = missing[start : start + _SHARD]
-        scores = scorer.score([distinct[key] for key in shard])
-        kept.store(shard, scores.reshape(-1, 1))
-        known |= dict(zip(shard, scores.tolist(), strict=True))
+    with ProgressBar(len(missing), "scoring", "text", shown=progress and bool(missing)) as bar:
+        for start in range(0, len(missing), _SHARD):
+            shard = missing[start : start + _SHARD]
+            scores = scorer.score([distinct[key] for key in shard])
+            kept.store(shard, scores.reshape(-1, 1))
+            known |= dict(zip(shard, scores.tolist(), strict=True))
+            bar.update(len(shard))
     return np.array([known[key] if key else np.nan for key in keys], dtype=np.float64)
 
 

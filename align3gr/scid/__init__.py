@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
-    from align3gr.scid.assigner import ENCODERS, SCIDAssigner
+    from align3gr.scid.assigner import ENCODERS, SCIDAssigner, keep_encoders
     from align3gr.scid.categories import category_codes, item_categories
     from align3gr.scid.clusters import cluster_codes, cooccurrence_graph, spectral_clusters
     from align3gr.scid.code_table import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = attach(
     __name__,
     {
-        "assigner": ("ENCODERS", "SCIDAssigner"),
+        "assigner": ("ENCODERS", "SCIDAssigner", "keep_encoders"),
         "categories": ("category_codes", "item_categories"),
         "clusters": ("cluster_codes", "cooccurrence_graph", "spectral_clusters"),
         "code_table": (

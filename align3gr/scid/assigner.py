@@ -1,6 +1,7 @@
 """SCIDs for items and users that came after training, from the saved folder of the token level alone."""
 
 import logging
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,21 @@ ENCODERS = "encoders"
 # Items by whose behaviour a new item's is guessed.
 NEIGHBOURS = 10
 ROWS_AT_ONCE = 1024
+
+
+def keep_encoders(embeddings: Path, folder: Path) -> None:
+    """Copies the items' vectors and the encoders to the token level, so that an assigner needs nothing else.
+
+    Args:
+        embeddings: folder of the embed stage.
+        folder: that of the token level, with its model.
+    """
+    kept = folder / ENCODERS
+    kept.mkdir(exist_ok=True)
+    shutil.copy(embeddings / "items.parquet", kept)
+    for name in ("semantic_encoder", "collaborative_encoder"):
+        if (embeddings / name).is_dir():
+            shutil.copytree(embeddings / name, kept / name, dirs_exist_ok=True)
 
 
 class SCIDAssigner:

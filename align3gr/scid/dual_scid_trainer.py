@@ -5,7 +5,6 @@ first epochs without the quantisers: k-means then starts the code books on laten
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +17,16 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from align3gr.encoders.collaborative import interaction_matrix
 from align3gr.errors import InputError
 from align3gr.finite_loss import FiniteLoss
+from align3gr.progress import is_watched
 from align3gr.scid.features import FeatureTable, PinnedCodes, embed_all, quantize_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.modeling_rqvae import RQVAEModel
 from align3gr.scid.pairs import PairCollator, PairDataset
+from align3gr.tracking import StageTracking, follow
 
 logger = logging.getLogger(__name__)
 
+PHASES = ("align", "autoencode", "quantize")
 _REPORTED = ("eval_auc", "eval_item_", "eval_user_")
 
 
@@ -201,6 +203,7 @@ class DualSCIDTraining:
         output_dir: a scratch folder of the Trainer.
         pinned: codes of an earlier training that shall keep their meaning; the code books then start from the means of
             what carries each code, in place of k-means.
+        tracking: gets the logs of all phases, one behind the other.
     """
 
     def __init__(
@@ -212,7 +215,9 @@ class DualSCIDTraining:
         config: DualSCIDTrainingConfig,
         output_dir: str | Path,
         pinned: PinnedCodes | None = None,
+        tracking: StageTracking | None = None,
     ) -> None:
+        self.tracking = tracking
         self.model, self.items, self.config = model, items, config
         self.users = users if model.config.has_users else None
         self.output_dir, self.pinned = str(output_dir), pinned or PinnedCodes()
@@ -272,7 +277,7 @@ class DualSCIDTraining:
             align=alpha > 0,
             quantize=not aligning,
             log_q=config.logq_correction,
-            seed=config.seed + ("align", "autoencode", "quantize").index(phase),
+            seed=config.seed + PHASES.index(phase),
         )
         trainer = DualSCIDTrainer(
             model=self.model,
@@ -286,6 +291,9 @@ class DualSCIDTraining:
             eval_dataset=PairDataset(self.held_out_pairs),
             callbacks=[EarlyStoppingCallback(config.patience, config.min_auc_gain)] if aligning else [],
         )
+        if self.tracking is not None:
+            self.tracking.begin_part(PHASES.index(phase))
+        follow(trainer, f"scid, phase {phase}", self.tracking)
         trainer.train()
         for entry in trainer.state.log_history:  # without the clock: the same training leaves the same report
             kept = {k: v for k, v in entry.items() if k in ("epoch", "loss") or k.startswith(_REPORTED)}
@@ -317,7 +325,7 @@ class DualSCIDTraining:
             metric_for_best_model="eval_auc" if phase == "align" else None,
             greater_is_better=True if phase == "align" else None,
             seed=config.seed,
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=not is_watched(),
         )
 
 
@@ -329,6 +337,7 @@ def train_dual_scid(
     config: DualSCIDTrainingConfig,
     output_dir: str | Path,
     pinned: PinnedCodes | None = None,
+    tracking: StageTracking | None = None,
 ) -> DualSCIDHistory:
     """[`DualSCIDTraining`] in one call.
 
@@ -340,5 +349,6 @@ def train_dual_scid(
         config: the schedule.
         output_dir: for the log and checkpoints.
         pinned: codes that must stay.
+        tracking: where metrics are reported.
     """
-    return DualSCIDTraining(model, users, items, train_sequences, config, output_dir, pinned).run()
+    return DualSCIDTraining(model, users, items, train_sequences, config, output_dir, pinned, tracking).run()
