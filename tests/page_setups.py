@@ -1,5 +1,6 @@
 """What single pages of the documentation take for granted: names that their text explains, files that it mentions."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from align3gr import Recommender
 from align3gr.data import Split
 from align3gr.decoding import ConstrainedBeamSearch, SCIDLogitsProcessor, StochasticBeamSearch, generate_rankings
+from align3gr.pipeline import STAGES
 from align3gr.scid import load_codes
 
 
@@ -30,16 +31,6 @@ def _histories() -> tuple[list[list[str]], list[str]]:
 def _write_histories() -> None:
     histories, users = _histories()
     pl.DataFrame({"user_id": users, "items": histories}).write_parquet("histories.parquet")
-
-
-def readme() -> dict[str, Any]:
-    """The file of histories; a model with its tokenizer and rows for the trainer."""
-    _write_histories()
-    tokenizer = AutoTokenizer.from_pretrained("runs/yelp/sft/model")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    rows = [{"prompt": "pizza and ", "chosen": "pasta", "rejected": ["sushi", "tacos"]}] * 4
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
-    return {"model": model, "tokenizer": tokenizer, "rows": Dataset.from_list(rows)}
 
 
 def data() -> dict[str, Any]:
@@ -109,11 +100,19 @@ def preference_level() -> dict[str, Any]:
     return {"recommender": recommender, "split": _split(), "scid": Path("runs/yelp/scid"), "folder": Path("played")}
 
 
+def tutorial() -> dict[str, Any]:
+    """The settings of the built-in market at the size of the smoke run, and its stages."""
+    shutil.copytree("recipes/yelp", "recipes/synthetic")
+    stages = [path.stem for path in Path("recipes/synthetic").glob("*.yaml")]
+    Path("recipes/synthetic/pipeline.yaml").write_text(json.dumps({"stages": sorted(stages, key=STAGES.index)}))
+    return {}
+
+
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
-    "README": readme,
     "data": data,
     "decoding": decoding,
     "encoders": encoders,
     "evaluation": evaluation,
     "preference-level": preference_level,
+    "tutorial": tutorial,
 }

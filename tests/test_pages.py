@@ -1,5 +1,6 @@
 """Every code block of the README and of docs/ runs, from the top of its page to its end, or says why it cannot."""
 
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -9,11 +10,11 @@ import pytest
 import yaml
 
 from align3gr.pipeline import STAGES
-from tests.conftest import SMOKE
+from tests.conftest import ROOT, SMOKE
 from tests.page_setups import SETUPS
 from tests.pages import PAGES, RUN, SHOWN, PageRunner, read_blocks, shell_commands
 
-LONG = {"own-data", "preference-level", "encoders", "sft", "feedback"}  # these train
+LONG = {"own-data", "preference-level", "encoders", "sft", "feedback", "tutorial"}  # these train
 OWN_TEST = {"softmax-dpo": "tests/dpo/test_softmax_dpo_docs.py"}  # which looks at the figures, too
 RUNS = ("yelp", "ml-100k")
 # The pages name users and items of Yelp, the smoke run has the built-in market's.
@@ -71,6 +72,36 @@ def test_what_this_file_says_of_pages_is_true():
     stems = {page.stem for page in PAGES}
     assert LONG | set(OWN_TEST) | set(SETUPS) <= stems
     assert all(Path(SMOKE.parent.parent, file).is_file() for file in OWN_TEST.values())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page, outside of code blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs").glob("*/*.md"))], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}: no such heading"
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in PAGES} - {"README.md", "index.md"} == listed
+
+
+def test_anchors_are_those_of_github(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Two `words`, here\n## A_b-c (d)\n```sh\n# no heading\n```\n")
+    assert anchors(page) == {"two-words-here", "a_b-c-d"}
 
 
 def test_markers_and_fences_are_read(tmp_path):
