@@ -10,7 +10,7 @@ import numpy as np
 # Letters and digits with hyphens and apostrophes inside; shorter words are articles and numbers.
 _WORD = re.compile(r"[^\W_][\w'-]+[^\W_]")
 _LEAST_SHARE = 0.5  # of the items that share a word
-_LEAST_LIFT = 1.5  # how much more often the word occurs than in the whole catalogue
+_LEAST_LIFT = 2.0  # how much more often the word occurs than in the whole catalogue
 _MOST_ITEMS = 500  # read for one prefix; a share is known well enough from these
 
 
@@ -28,8 +28,8 @@ class CommonWords:
     def of(self, items: np.ndarray, most: int = 3) -> tuple[str, ...]:
         """Up to `most` words of the items at these rows, by share x log(lift); none for fewer than two items.
 
-        A word counts once an item, is shared by half of the items or more, and stands there at least 1.5 times as
-        often as in the catalogue.
+        A word counts once an item, is shared by half of the items or more, and stands there at least twice as often
+        as in the catalogue.
         """
         rows = items[:_MOST_ITEMS].tolist()
         if len(rows) < 2:

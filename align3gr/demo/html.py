@@ -29,6 +29,7 @@ STYLE = """
 .a3 ol.history { margin: 0; padding: 0; list-style: none; font-size: .88rem; display: grid; gap: .15rem .8rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 .a3 ol.history li { display: flex; gap: .5rem; align-items: center; }
+.a3 p.next { font-weight: 600; margin: .6rem 0; }
 .a3 .beam { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .8rem; }
 .a3 .prefix { border: 1px solid #8884; border-radius: 6px; padding: .3rem .5rem; margin-bottom: .35rem;
   font-size: .8rem; line-height: 1.35; }
@@ -64,17 +65,19 @@ def scid(codes: Sequence[int]) -> str:
 def scids_part(session: DemoSession, answer: DemoAnswer) -> str:
     """The user's SCID and those of the history's items."""
     user = scid(answer.user_codes) if answer.user_codes is not None else "none"
-    items = (
-        f"<li>{scid(_codes(session, item))}<span>{text(session.titles[session.row[item]])}</span></li>"
-        for item in answer.history
-    )
-    came = "" if answer.target is None else f"<p>What came next: <b>{text(session.titles[session.row[answer.target]])}"
-    came += "</b> " + scid(_codes(session, answer.target)) + "</p>" if answer.target is not None else ""
+    earlier = len(answer.history) - answer.read
+    body = f"<p>User: {user}</p>"
+    if earlier:
+        body += f'<p class="note">The latest {answer.read} items are read, {earlier:,} earlier ones are not.</p>'
+    items = "".join(f"<li>{_item(session, item)}</li>" for item in answer.history[earlier:])
+    body += f'<ol class="history">{items}</ol>'
+    if answer.target is not None:
+        body += f'<p class="next">What came next: {_item(session, answer.target)}</p>'
     return _part(
         "What the model reads",
         "A user and a history are a few tokens each. Equal colours at the same place are equal codes: items that are "
         "alike in text and behaviour.",
-        f'<p>User: {user}</p><ol class="history">{"".join(items)}</ol>{came}',
+        body,
     )
 
 
@@ -191,6 +194,10 @@ def _prefix(prefix: KeptPrefix, listed: list[tuple[int, ...]], share: float) -> 
 
 def _part(heading: str, note: str, body: str) -> str:
     return f'<div class="a3"><h3>{text(heading)}</h3><p class="note">{text(note)}</p>{body}</div>'
+
+
+def _item(session: DemoSession, item_id: str) -> str:
+    return f"{scid(_codes(session, item_id))} <span>{text(session.titles[session.row[item_id]])}</span>"
 
 
 def _codes(session: DemoSession, item_id: str) -> list[int]:

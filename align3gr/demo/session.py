@@ -39,12 +39,14 @@ class DemoAnswer:
 
     Attributes:
         history: item ids, oldest first.
+        read: how many of them, the latest, stand in the prompt of the last model.
         user_codes: the user's SCID, or None.
         target: what came next in the data, where the history is that of the test user.
         models: one answer a model, in the order of the session.
     """
 
     history: list[str]
+    read: int
     user_codes: tuple[int, ...] | None
     target: str | None
     models: list[ModelAnswer]
@@ -172,9 +174,10 @@ class DemoSession:
                     viewer.levels(history, user_id, exclude_seen),
                 )
             )
-        codes = self._viewers[self.names[-1]].user_codes(user_id)
+        last = self._viewers[self.names[-1]]
+        codes, read = last.user_codes(user_id), min(len(history), last.recommender.prompt_builder.max_history)
         target = question[1] if question is not None and question[0] == list(history) else None
-        return DemoAnswer(list(history), None if codes is None else tuple(codes.tolist()), target, answers)
+        return DemoAnswer(list(history), read, None if codes is None else tuple(codes.tolist()), target, answers)
 
     def _texts(self, split: Split) -> list[str]:
         unknown = next((item for item in split.items[ITEM_ID] if item not in self.row), None)

@@ -1,4 +1,4 @@
-"""A headless Chromium that a test can drive: Chrome's DevTools protocol over two named pipes, so nothing to install."""
+"""A headless Chromium that a test can drive: the DevTools protocol over two named pipes, nothing to install."""
 
 import base64
 import json
