@@ -5,6 +5,7 @@ from functools import partial
 
 from align3gr.data import (
     FORMATS,
+    FROM_HUB,
     LogSource,
     SyntheticMarket,
     SyntheticMarketConfig,
@@ -24,7 +25,7 @@ class PrepareArguments:
     format: str = field(metadata={"help": "Layout of the source.", "choices": [*FORMATS, "synthetic"]})
     source: str | None = field(
         default=None,
-        metadata={"help": "Folder (or file, or Hub data set for amazon-2023) of the raw data; none for 'synthetic'."},
+        metadata={"help": f"Folder (or file, or Hub data set for {' and '.join(FROM_HUB)}); none for 'synthetic'."},
     )
     core: int = field(default=5, metadata={"help": "Users and items with fewer interactions are left out."})
     duplicates: str = field(
@@ -64,7 +65,7 @@ def main() -> None:
         if market != SyntheticMarketConfig():
             raise InputError(f"options of the synthetic market do not apply to format '{arguments.format}'")
         source = expand(arguments.source)
-        if not source.exists() and arguments.format != "amazon-2023":
+        if not source.exists() and arguments.format not in FROM_HUB:
             raise InputError(f"source: {source} does not exist; correct it, or set ALIGN3GR_DATA where it names that")
         files = find_files(arguments.format, source, options)
         settings["files"] = asdict(options)

@@ -2,7 +2,8 @@
 
 from align3gr.data.feedback import Feedback, RatingScale, train_levels
 from align3gr.data.feedback_log import feedback_of_events, feedback_of_log, read_events, read_feedback
-from align3gr.data.formats import FORMATS, find_files, read_log
+from align3gr.data.formats import FORMATS, FROM_HUB, find_files, read_log
+from align3gr.data.frames import read_frames
 from align3gr.data.movielens import read_movielens_1m, read_movielens_100k
 from align3gr.data.readers import read_lcrec, read_tables
 from align3gr.data.source import LogFiles, LogSource
@@ -13,6 +14,7 @@ from align3gr.data.tables import EvaluationSet, Split, Tables
 __all__ = [
     "EvaluationSet",
     "FORMATS",
+    "FROM_HUB",
     "Feedback",
     "LogFiles",
     "LogSource",
@@ -28,6 +30,7 @@ __all__ = [
     "leave_one_out",
     "read_events",
     "read_feedback",
+    "read_frames",
     "read_lcrec",
     "read_log",
     "read_movielens_100k",

@@ -6,7 +6,7 @@ read in the order of their paths, a block at a time.
 
 import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ FIRST_LINES = 100
 Mapping = dict[str, list[str]]
 # A part of a table: words for the place of a row, and the rows.
 Chunk = tuple[Place, pl.DataFrame]
+# A row of items or users: words for its place, its values, and the columns behind each name.
+Row = tuple[str, dict[str, Any], Mapping]
+# Names that a table may have; those that it must have stand first, with items the first one, with users both.
+LOG_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, RATING, FEEDBACK, REVIEW)
+ITEM_COLUMNS = (ITEM_ID, TITLE, TEXT)
+USER_COLUMNS = (USER_ID, PROFILE)
 
 
 def column_files(kind: str, source: str | Path, options: LogSource) -> LogFiles:
@@ -83,7 +89,7 @@ def read_columns(kind: str, files: LogFiles, options: LogSource) -> Tables:
     for path in _files(files.interactions, kind):
         constant = _partition(path.relative_to(files.interactions))
         names = [*_column_names(path, kind), *constant]
-        chosen = _chosen(path, names, mapping, (USER_ID, ITEM_ID, TIMESTAMP), (RATING, FEEDBACK, REVIEW), "columns")
+        chosen = chosen_columns(path, names, mapping, LOG_COLUMNS[:3], LOG_COLUMNS[3:], "columns")
         if found and found != list(chosen):
             raise InputError(
                 f"{path}: has columns for {list(chosen)}, the files before it for {found}; write it again"
@@ -91,17 +97,21 @@ def read_columns(kind: str, files: LogFiles, options: LogSource) -> Tables:
         found = list(chosen)
         times = TimestampColumn(path, chosen[TIMESTAMP][0])
         for place, frame in _chunks(path, kind, chosen, constant):
-            log.add(_interactions(path, place, frame, chosen, times))
-    users = None if files.users is None else _users(files.users, options.mapping("user_columns"))
+            log.add(interaction_rows(path, place, frame, chosen, times))
+    users = None
+    if files.users is not None:
+        rows = _rows(files.users, options.mapping("user_columns"), USER_COLUMNS, (), "user_columns")
+        users = user_profiles(files.users, rows)
     if files.items is None:
         return log.tables(users=users)
-    items = _items(files.items, options.mapping("item_columns"))
-    return log.tables(items, users, options.missing_items, items_source=str(files.items))
+    items = _rows(files.items, options.mapping("item_columns"), ITEM_COLUMNS[:1], ITEM_COLUMNS[1:], "item_columns")
+    return log.tables(item_texts(files.items, items), users, options.missing_items, items_source=str(files.items))
 
 
-def _interactions(
+def interaction_rows(
     path: Path, place: Place, frame: pl.DataFrame, chosen: Mapping, times: TimestampColumn
 ) -> pl.DataFrame:
+    """A part of a log in the package's columns; `chosen` says which of the frame's they are."""
     columns = [
         read_ids(frame[chosen[USER_ID][0]], path, place).alias(USER_ID),
         read_ids(frame[chosen[ITEM_ID][0]], path, place).alias(ITEM_ID),
@@ -117,18 +127,18 @@ def _interactions(
     return pl.DataFrame(columns)
 
 
-def _items(path: Path, mapping: Mapping) -> Iterator[tuple[str, str, str]]:
+def item_texts(path: Path, rows: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
     """(item_id, title, text). Without a title it is the id, without a text column the text is the title."""
-    for place, row, chosen in _rows(path, mapping, (ITEM_ID,), (TITLE, TEXT), "item_columns"):
+    for place, row, chosen in rows:
         item_id = _id(row.get(chosen[ITEM_ID][0]), path, place, chosen[ITEM_ID][0])
         title = " ".join(_texts(row, chosen.get(TITLE, []))) or item_id
         yield item_id, title, sentences(*_texts(row, chosen.get(TEXT, []))) or title
 
 
-def _users(path: Path, mapping: Mapping) -> pl.DataFrame:
+def user_profiles(path: Path, rows: Iterable[Row]) -> pl.DataFrame:
     """user_id, profile; the first row of a user counts."""
     profiles: dict[str, str] = {}
-    for place, row, chosen in _rows(path, mapping, (USER_ID, PROFILE), (), "user_columns"):
+    for place, row, chosen in rows:
         user_id = _id(row.get(chosen[USER_ID][0]), path, place, chosen[USER_ID][0])
         profiles.setdefault(user_id, sentences(*_texts(row, chosen[PROFILE])))
     return pl.DataFrame(
@@ -138,10 +148,10 @@ def _users(path: Path, mapping: Mapping) -> pl.DataFrame:
 
 def _rows(
     path: Path, mapping: Mapping, required: Sequence[str], optional: Sequence[str], option: str
-) -> Iterator[tuple[str, dict[str, Any], Mapping]]:
-    """(place, row, chosen columns) of a file of items or users."""
+) -> Iterator[Row]:
+    """The rows of a file of items or users."""
     kind = _kind(path)
-    chosen = _chosen(path, _column_names(path, kind), mapping, required, optional, option)
+    chosen = chosen_columns(path, _column_names(path, kind), mapping, required, optional, option)
     if kind == "jsonl":
         for line, record in json_records(path):
             yield f"line {line}", record, chosen
@@ -161,7 +171,7 @@ def _id(value: Any, path: Path, place: str, column: str) -> str:
     return str(value)
 
 
-def _chosen(
+def chosen_columns(
     path: Path,
     existing: Sequence[str],
     mapping: Mapping,
@@ -169,7 +179,7 @@ def _chosen(
     optional: Sequence[str],
     option: str,
 ) -> Mapping:
-    """The columns of the file behind each name, checked."""
+    """The columns of a file behind each name, checked; `option` is the one that maps them."""
     names = (*required, *optional)
     unknown = [name for name in mapping if name not in names]
     if unknown:

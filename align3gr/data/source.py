@@ -12,14 +12,17 @@ AMAZON_HUB = "McAuley-Lab/Amazon-Reviews-2023"
 
 @dataclass
 class LogSource:
-    """A raw data set on disk (or, for Amazon 2023, on the Hub).
+    """A raw data set on disk or, for some formats, on the Hub.
 
     `columns`, `item_columns` and `user_columns` map the package's names to those of the files; in a YAML file they are
     mappings, on the command line JSON. Several columns become one text: `{"text": ["name", "brand"]}`.
     """
 
     interactions: str | None = field(
-        default=None, metadata={"help": "File or folder of the log below the source; else found by its usual name."}
+        default=None,
+        metadata={
+            "help": "File or folder of the log below the source (hub: configuration/split); else found by its name."
+        },
     )
     items: str | None = field(
         default=None, metadata={"help": "File of the items below the source, or 'none': ids are their own texts."}
