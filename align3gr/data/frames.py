@@ -1,6 +1,7 @@
 """Own logs that are in memory already: pandas, Polars, Arrow and `datasets`; and data sets of the Hub."""
 
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,20 +118,22 @@ def read_hub(files: LogFiles, options: LogSource) -> Tables:
     Raises:
         InputError: a configuration or split is missing or cannot be read, or is not said; see also `read_frames`.
     """
-    frames = {part: _load(files, getattr(options, part), part) for part in PARTS}
-    return read_frames(
-        frames["interactions"],
-        frames["items"],
-        frames["users"],
-        options.mapping("columns"),
-        options.mapping("item_columns"),
-        options.mapping("user_columns"),
-        options.missing_items,
-        files.source,
-    )
+    # The common cache knows a file by its name and time, which may stay as they are where the contents change.
+    with tempfile.TemporaryDirectory(prefix="align3gr-") as cache:
+        frames = {part: _load(files, getattr(options, part), part, cache) for part in PARTS}
+        return read_frames(
+            frames["interactions"],
+            frames["items"],
+            frames["users"],
+            options.mapping("columns"),
+            options.mapping("item_columns"),
+            options.mapping("user_columns"),
+            options.missing_items,
+            files.source,
+        )
 
 
-def _load(files: LogFiles, given: str | None, part: str) -> Any:
+def _load(files: LogFiles, given: str | None, part: str, cache: str) -> Any:
     """One table of a data set; None where there is none and none was asked for."""
     import datasets
 
@@ -147,8 +150,7 @@ def _load(files: LogFiles, given: str | None, part: str) -> Any:
                 return None
             near = did_you_mean(config, configurations)
             raise InputError(f"{part}: {source} has no configuration '{config}', it has {configurations}{near}")
-        # Its cache knows files by their names and times, which may stay as they are where contents change.
-        loaded = datasets.load_dataset(folder, config, download_mode="force_redownload")
+        loaded = datasets.load_dataset(folder, config, cache_dir=cache)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, InputError):
             raise

@@ -116,9 +116,8 @@ def test_what_cannot_be_used_is_named(frames, options, words):
 
 
 @pytest.fixture
-def data_set(tmp_path, monkeypatch):
+def data_set(tmp_path):
     """A folder as a repository of the Hub is: files, and a card that names the configurations."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "shop"
     folder.mkdir()
     tables = {"clicks": CLICKS, "items": PRODUCTS, "users": CUSTOMERS}
@@ -151,8 +150,7 @@ def test_configurations_of_a_data_set(data_set):
     assert alone.users is None and alone.catalogue()["title"].to_list() == ["a", "b", "c"]
 
 
-def test_splits_of_a_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_splits_of_a_data_set(tmp_path):
     folder = tmp_path / "shop"
     folder.mkdir()
     pl.DataFrame(CLICKS).write_parquet(folder / "train.parquet")
