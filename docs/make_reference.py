@@ -114,9 +114,9 @@ def parameters(value: Any) -> list[inspect.Parameter]:
     if inspect.isclass(value) and (issubclass(value, BaseException) or Protocol in value.__bases__):
         return []  # nobody makes a protocol; an exception takes a message
     found = list(inspect.signature(value).parameters.values())
-    options = [p for p in value.__mro__ if dataclasses.is_dataclass(p)] if inspect.isclass(value) else []
-    if options and not is_ours(options[-1]):
-        own = {name for parent in options if is_ours(parent) for name in inspect.get_annotations(parent)}
+    options = [p for p in getattr(value, "__mro__", ()) if dataclasses.is_dataclass(p)]
+    own = {name for parent in options if is_ours(parent) for name in inspect.get_annotations(parent)}
+    if own and not is_ours(options[-1]):
         found = [parameter for parameter in found if parameter.name in own]
     return [parameter for parameter in found if parameter.name not in ("self", "cls")]
 
@@ -226,12 +226,10 @@ def describe(entry: PublicName, names: list[PublicName]) -> str:
     doc = inspect.cleandoc(value.__doc__ or "")
     blocks.append(markdown(doc, names, entry.page))
     named = {name for line in doc.splitlines() for name in entry_names(line)}
-    if helps := [
-        (n, text) for n, text in field_helps(value).items() if n not in named and n in inspect.get_annotations(value)
-    ]:
-        blocks.append(
-            "\n".join(["**Options**", "", *(f"- `{n}`: {_text(text, names, entry.page)}" for n, text in helps)])
-        )
+    helps = field_helps(value)
+    if options := [p.name for p in parameters(value) if p.name in helps and p.name not in named]:
+        lines = (f"- `{name}`: {_text(helps[name], names, entry.page)}" for name in options)
+        blocks.append("\n".join(["**Options**", "", *lines]))
     for name, member in members(value) if inspect.isclass(value) else ():
         if text := member_doc(value, name):
             call = name if isinstance(member, property) else signature(name, function_of(member))
