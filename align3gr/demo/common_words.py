@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-# Letters and digits with hyphens and apostrophes inside; shorter words are articles and numbers.
-_WORD = re.compile(r"[^\W_][\w'-]+[^\W_]")
+# A letter first: no numbers. Hyphens and apostrophes inside.
+_WORD = re.compile(r"[^\W\d_][\w'-]+[^\W_]")
 _LEAST_SHARE = 0.5  # of the items that share a word
 _LEAST_LIFT = 2.0  # how much more often the word occurs than in the whole catalogue
 _MOST_ITEMS = 500  # read for one prefix; a share is known well enough from these
@@ -45,4 +46,4 @@ class CommonWords:
 
 
 def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.lower()))
+    return set(_WORD.findall(text.lower())) - ENGLISH_STOP_WORDS

@@ -11,21 +11,23 @@ from align3gr.demo.session import DemoAnswer, DemoSession, ModelAnswer
 _SHOWN_PREFIXES = 6  # of a level; the rest can be unfolded
 
 STYLE = """
+.asked { position: sticky; top: 1rem; align-self: flex-start; }
 .scid { display: inline-flex; gap: 2px; vertical-align: middle; }
 .scid i { font: 600 .75rem/1.4 ui-monospace, monospace; min-width: 1.6rem; text-align: center; padding: 0 .25rem;
   border-radius: 4px; color: #1c2430; }
 .a3 h3 { margin: .2rem 0 .5rem; font-size: 1.05rem; }
-.a3 h4 { margin: .2rem 0 .4rem; font-size: .95rem; }
+.a3 h4 { margin: .7rem 0 .4rem; font-size: .95rem; }
 .a3 .note { opacity: .7; font-size: .85rem; margin: .2rem 0 .5rem; }
 .a3 .problem { border-left: 4px solid #c0392b; padding: .5rem .8rem; background: #c0392b18; }
 .a3 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.2rem; }
-.a3 table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: 0; display: table; }
+.a3 table { border: 0 !important; border-collapse: collapse; width: 100%; font-size: .88rem;
+  margin: 0; display: table; }
 .a3 td, .a3 th { padding: .2rem .45rem; border: 0; border-bottom: 1px solid #8884; text-align: left; }
 .a3 th { font-weight: 600; opacity: .7; white-space: nowrap; background: none; }
 .a3 td.n, .a3 th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.a3 tr.hit td { background: #27ae6030; font-weight: 600; }
+.a3 tr.hit td { background: #27ae6040; }
 .a3 tr.seen td { opacity: .55; }
-.a3 .up { color: #1e8449; } .a3 .down { color: #b9770e; } .a3 .new { color: #2471a3; font-weight: 600; }
+.a3 .up { color: #1e8449; } .a3 .down { color: #b9770e; } .a3 .new { color: #2471a3; }
 .a3 ol.history { margin: 0; padding: 0; list-style: none; font-size: .88rem; display: grid; gap: .15rem .8rem;
   grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 .a3 ol.history li { display: flex; gap: .5rem; align-items: center; }
@@ -64,7 +66,9 @@ def scid(codes: Sequence[int]) -> str:
 
 def scids_part(session: DemoSession, answer: DemoAnswer) -> str:
     """The user's SCID and those of the history's items."""
-    user = scid(answer.user_codes) if answer.user_codes is not None else "none"
+    user = "none" if answer.user_id is None else f"{text(answer.user_id)}, without an SCID"
+    if answer.user_codes is not None:
+        user = f"{scid(answer.user_codes)} {text(answer.user_id)}"
     earlier = len(answer.history) - answer.read
     body = f"<p>User: {user}</p>"
     if earlier:
@@ -118,7 +122,7 @@ def user_part(session: DemoSession, answer: DemoAnswer) -> str:
         return _part(heading, "No user with an SCID is chosen, so the prompt held none.", "")
     return _part(
         heading,
-        "The same history, without and with the user's SCID in front of it.",
+        "The same history, without and with the user's SCID in front of it. Training had it in every prompt.",
         "".join(_with_and_without(session, answer, model) for model in answer.models),
     )
 
@@ -146,10 +150,10 @@ def _list(
         rows.append(
             f'<tr{kind}><td class="n">{place}</td><td>{text(item.title or item.item_id)}</td>'
             f"<td>{scid(_codes(session, item.item_id))}</td>"
-            f'<td class="n">{item.score:.2f}</td><td class="n">{math.exp(item.score):.1%}</td>{moved}</tr>'
+            f'<td class="n">{item.score:.2f}</td>{moved}</tr>'
         )
     last = "" if against is None else '<th class="n"></th>'
-    head = f'<th class="n"></th><th>Title</th><th>SCID</th><th class="n">Score</th><th class="n">Prob.</th>{last}'
+    head = f'<th class="n"></th><th>Title</th><th>SCID</th><th class="n">Score</th>{last}'
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

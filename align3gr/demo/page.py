@@ -28,7 +28,7 @@ def make_page(session: DemoSession) -> gr.Blocks:
     with gr.Blocks(title="align3gr", analytics_enabled=False) as page:
         gr.HTML(f"<h2>align3gr: {html.text(' beside '.join(session.names))}</h2><p>{_INTRODUCTION}</p>")
         with gr.Row():
-            with gr.Column(scale=1, min_width=320):
+            with gr.Column(scale=1, min_width=320, elem_classes="asked"):
                 user = gr.Dropdown(
                     users,
                     value=None,

@@ -38,6 +38,7 @@ class DemoAnswer:
     """What all models say about one history.
 
     Attributes:
+        user_id: who was asked for, or None.
         history: item ids, oldest first.
         read: how many of them, the latest, stand in the prompt of the last model.
         user_codes: the user's SCID, or None.
@@ -45,6 +46,7 @@ class DemoAnswer:
         models: one answer a model, in the order of the session.
     """
 
+    user_id: str | None
     history: list[str]
     read: int
     user_codes: tuple[int, ...] | None
@@ -177,7 +179,9 @@ class DemoSession:
         last = self._viewers[self.names[-1]]
         codes, read = last.user_codes(user_id), min(len(history), last.recommender.prompt_builder.max_history)
         target = question[1] if question is not None and question[0] == list(history) else None
-        return DemoAnswer(list(history), read, None if codes is None else tuple(codes.tolist()), target, answers)
+        return DemoAnswer(
+            user_id, list(history), read, None if codes is None else tuple(codes.tolist()), target, answers
+        )
 
     def _texts(self, split: Split) -> list[str]:
         unknown = next((item for item in split.items[ITEM_ID] if item not in self.row), None)

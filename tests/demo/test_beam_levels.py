@@ -95,7 +95,7 @@ def test_an_unknown_user_is_prompted_without(recommender):
 
 
 def test_common_words_are_shared_and_rare_elsewhere():
-    words = CommonWords(["red tea pot", "green tea", "tea cosy red", "red car", "blue car", "old car of steel"])
+    words = CommonWords(["red tea pot", "green tea", "tea cosy red", "red car", "blue car", "old car of steel, 2024"])
     # tea: 3 of 3 items and 3 of 6 in all, lift 2, log 2 = 0.69; red: 2 of 3 and 3 of 6, lift 1.33: too little.
     assert words.of(np.array([0, 1, 2])) == ("tea",)
     # steel: 1 of 2 and 1 of 6, value 0.5 log 3 = 0.55; blue the same; car: 2 of 2 and 3 of 6, value log 2 = 0.69.

@@ -58,6 +58,10 @@ def test_a_changed_history_has_no_target_and_no_user_no_comparison(session):
     answer = session.answer(history, None, 3)
     assert answer.user_codes is None and all(model.without_user is None for model in answer.models)
     assert "No user with an SCID is chosen" in html.user_part(session, answer)
+    assert "<p>User: none</p>" in html.scids_part(session, answer)
+    stranger = session.answer(history, "nobody", 3)
+    assert "<p>User: nobody, without an SCID</p>" in html.scids_part(session, stranger)
+    assert [model.items for model in stranger.models] == [model.items for model in answer.models]
     long = session.answer(history * 3, None, 3)
     assert long.read == 20 and f"{3 * len(history) - 20} earlier ones are not" in html.scids_part(session, long)
 
