@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align3gr.cli.parser import COMMANDS, RECIPES, make_command_parser, make_parser, resource
+from align3gr.cli.results import write_results
 from align3gr.errors import InputError
 from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
 from align3gr.recipe import read_config, split_assignments
@@ -125,29 +126,6 @@ def _find_config(name: str) -> Path:
     return path
 
 
-def _write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
-    sections = ["# Results\n\nWritten by `align3gr results`; the tables are those that each run made itself.\n"]
-    for run in parsed.runs:
-        folder = stage_folder(run, "evaluate")
-        manifest = read_manifest(folder)
-        # Baselines are made from the data of another run and say themselves what these are.
-        statistics = manifest.get("statistics") or json.loads(
-            (stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8")
-        )
-        facts = ", ".join(
-            f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int)
-        )
-        sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
-        sections.append((folder / "results.md").read_text(encoding="utf-8"))
-        for table in sorted(Path(run).glob("*/table.md")):
-            sections.append(f"### {table.parent.name}\n\n" + table.read_text(encoding="utf-8"))
-    try:
-        Path(parsed.output).write_text("\n".join(sections), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {parsed.output}: {error.strerror}; choose another file") from error
-    return 0
-
-
 def _push(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from align3gr.hub import push_run
 
@@ -196,10 +174,11 @@ def _doctor(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
-    from align3gr.decoding.history_files import check_histories, read_item_ids
+    from align3gr.decoding.history_files import check_histories, check_output, read_item_ids
 
     # What is quickly seen to be wrong is said before the model is loaded, and once, whatever the number of processes.
     check_histories(parsed.input)
+    check_output(parsed.output)
     allowed = None if parsed.allowed is None else read_item_ids(parsed.allowed)
     if parsed.num_beams != "all" and not 1 <= parsed.k <= parsed.num_beams:
         raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")
@@ -252,7 +231,12 @@ def _report_codes(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
     from align3gr.report import write_scid_report
 
-    _, tables = write_scid_report(parsed.codes, parsed.output, parsed.data, parsed.vectors, parsed.codebook_sizes)
+    quality, tables = write_scid_report(
+        parsed.codes, parsed.output, parsed.data, parsed.vectors, parsed.codebook_sizes
+    )
+    if parsed.json:
+        print(json.dumps(quality.to_dict(), indent=1))
+        return 0
     console = Console()
     for title, head, rows in tables:
         table = Table(title=title, title_justify="left")
@@ -272,13 +256,9 @@ def _report(parsed: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _versions(manifest: dict) -> str:
-    return ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": _run_pipeline,
-    "results": _write_results,
+    "results": write_results,
     "merge": _merge,
     "push": _push,
     "recommend": _recommend,

@@ -28,7 +28,7 @@ _STORY = {
         "evaluate": "full ranking on the test split, beside the baselines",
     },
     "with a trained model": {
-        "recommend": "lists for a Parquet file of histories",
+        "recommend": "lists for a file of histories: Parquet, CSV or JSON lines",
         "serve": "lists over HTTP, and a log of events",
         "demo-ui": "a page in the browser: histories, SCIDs, the beam level by level, before and after preference training",
         "feedback": "a served model's log of events as feedback for the next round of rf_dpo",
@@ -104,7 +104,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 def _add_results(results: argparse.ArgumentParser) -> None:
     results.add_argument("runs", nargs="+", help="folders of runs or baselines, such as runs/yelp")
-    results.add_argument("--output", required=True, help="Markdown file to write")
+    results.add_argument("--output", help="Markdown file to write")
+    results.add_argument("--json", action="store_true", help="print the metrics of all runs as JSON")
 
 
 def _add_merge(merge: argparse.ArgumentParser) -> None:
@@ -133,6 +134,7 @@ def _add_scid_report(report: argparse.ArgumentParser) -> None:
         help="codes of each level (default: the largest that occurs, plus one)",
     )
     report.add_argument("--output", required=True, help="folder to write to")
+    report.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -199,10 +201,12 @@ def _add_push(push: argparse.ArgumentParser) -> None:
 def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     recommend.add_argument("--model", required=True, help="model folder, such as runs/yelp/sp_dpo/model, or a Hub id")
     recommend.add_argument(
-        "--input", required=True, help="Parquet: items (lists of item ids, oldest first), user_id and profile if known"
+        "--input",
+        required=True,
+        help="Parquet, CSV or JSONL: items (lists of item ids, oldest first), user_id and profile if known",
     )
     recommend.add_argument(
-        "--output", required=True, help="Parquet to write: row, user_id, rank, item_id, title, score"
+        "--output", required=True, help=".parquet, .csv or .jsonl to write: row, user_id, rank, item_id, title, score"
     )
     recommend.add_argument("--k", type=int, default=10, help="length of the lists")
     recommend.add_argument(

@@ -1,4 +1,4 @@
-"""Recommendations from a Parquet file of histories into a Parquet file, in parts that survive a kill.
+"""Recommendations from a file of histories into a file, in parts that survive a kill.
 
 `<output>.parts/` holds one file for each block of users, written under another name and renamed when it is whole, and
 what they were made from. The same call makes the parts that are missing. A part is always computed as a whole, by one
@@ -14,13 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
 from align3gr.data.schema import ITEM_ID, TITLE, USER_ID
-from align3gr.decoding.history_files import check_histories, check_items, read_requests
+from align3gr.decoding.history_files import (
+    check_histories,
+    check_items,
+    check_output,
+    count_rows,
+    kind_of,
+    read_requests,
+)
 from align3gr.decoding.recommender import Recommender
 from align3gr.decoding.request_prompts import UnknownItems
 from align3gr.decoding.requests import Recommendation, Request
@@ -57,7 +65,7 @@ def recommend_file(
     part_users: int = PART_USERS,
     progress: bool = True,
 ) -> int:
-    """Recommend to every row of a Parquet file.
+    """Recommend to every row of a file: Parquet, CSV or JSON lines, by its ending.
 
     In a launch of several processes all must make the call and see one file system; each computes its share of the
     parts, and the main process puts the output together.
@@ -65,9 +73,11 @@ def recommend_file(
     Args:
         recommender: the model with its catalogue.
         input_file: column `items` (a list of item ids, oldest first; null counts as empty), and optionally `user_id`
-            and, for a recommender with an assigner, `profile`. Other columns are ignored.
-        output_file: one row a recommendation, users in the order of the input: `row` (of the input, from 0), `user_id`
-            (null where the input has none), `rank` (from 1), `item_id`, `title`, `score` (log-probability).
+            and, for a recommender with an assigner, `profile`. Other columns are ignored. In CSV blanks stand between
+            the ids, or the list is JSON.
+        output_file: ends with .parquet, .csv or .jsonl; one row a recommendation, users in the order of the input:
+            `row` (of the input, from 0), `user_id` (null where the input has none), `rank` (from 1), `item_id`,
+            `title`, `score` (log-probability).
         k: length of the lists.
         batch_size: users in one search; the recommender's where it is None.
         exclude_seen: leave out every item of the history.
@@ -99,7 +109,7 @@ def recommend_file(
     if process.is_main_process:
         _open_parts(parts, about)
     process.wait_for_everyone()
-    users = pq.read_metadata(source).num_rows
+    users = count_rows(source)
     paths = [parts / f"{number:06d}.parquet" for number in range(-(-users // part_users))]
     mine = set(share([path for path in paths if not path.is_file()]))
     process.wait_for_everyone()  # all have looked before one writes
@@ -111,7 +121,7 @@ def recommend_file(
             bar.update(len(requests))
     process.wait_for_everyone()
     if process.is_main_process:
-        _write(output, parts, (pq.read_table(path) for path in paths))
+        _write_output(output, parts, paths)
         shutil.rmtree(parts)
     process.wait_for_everyone()
     return users
@@ -119,6 +129,7 @@ def recommend_file(
 
 def _check_call(recommender: Recommender, source: Path, output: Path, k: int, **sizes: int | None) -> None:
     check_histories(source)
+    check_output(output)
     if not 1 <= k <= recommender.search.num_beams:
         raise InputError(
             f"k: got {k}, expected 1 to num_beams={recommender.search.num_beams}; raise num_beams for longer lists"
@@ -151,6 +162,24 @@ def _write(path: Path, work: Path, tables: Any) -> None:
         for table in tables:
             writer.write_table(table)
     partial.replace(path)
+
+
+def _write_output(output: Path, work: Path, parts: Sequence[Path]) -> None:
+    """Puts the parts together, as what the ending of the output says."""
+    if (kind := kind_of(output)) == "parquet":
+        _write(output, work, (pq.read_table(path) for path in parts))
+        return
+    partial = work / f"{output.name}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        if kind == "csv":
+            pl.DataFrame(pl.from_arrow(SCHEMA.empty_table())).write_csv(file)
+        for path in parts:
+            frame = pl.read_parquet(path)
+            if kind == "csv":
+                frame.write_csv(file, include_header=False)
+            else:
+                frame.write_ndjson(file)
+    partial.replace(output)
 
 
 def _check_parts(parts: Path, settings: dict[str, Any]) -> None:
