@@ -10,6 +10,8 @@ import inspect
 import pkgutil
 import re
 import textwrap
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +137,19 @@ def entry_names(line: str) -> list[str]:
     return [name.strip().lstrip("*") for name in entry[1].split(",")] if entry else []
 
 
-def _annotation(parameter: Any) -> str:
-    text = parameter if isinstance(parameter, str) else inspect.formatannotation(parameter)
+def _annotation(kind: Any) -> str:
+    """A type as it is written today; Python's own text of it changes from version to version."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_annotation, inner))
+    if origin is typing.Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if origin is not None and inner:
+        return f"{_annotation(origin)}[{', '.join(map(_annotation, inner))}]"
+    if isinstance(kind, list):  # arguments of a Callable
+        return f"[{', '.join(map(_annotation, kind))}]"
+    known = {types.NoneType: "None", None: "None", ...: "..."}
+    text = kind if isinstance(kind, str) else known.get(kind) or getattr(kind, "__name__", str(kind))
     return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
 
 
@@ -245,11 +258,9 @@ def _first_paragraph(doc: str, names: list[PublicName], page: str) -> str:
 def _listed(entry: PublicName, names: list[PublicName], page: str) -> str:
     """A name with the beginning of its docstring, as an item of a list on this page."""
     line = f"- [`{entry.name}`]({entry.link.removeprefix(page)})"
-    return (
-        f"{line}: {_first_paragraph(inspect.getdoc(entry.value) or '', names, page)}"
-        if callable(entry.value)
-        else line
-    )
+    if callable(entry.value):
+        line += f": {_first_paragraph(inspect.getdoc(entry.value) or '', names, page)}"
+    return line
 
 
 def make_pages() -> dict[str, str]:
