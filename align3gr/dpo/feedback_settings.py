@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -52,6 +52,17 @@ class FeedbackSettings:
         if self.feedback != "reviews" and (self.scorer, self.scorer_model, self.label_scores) != ("vader", None, None):
             raise InputError(f"scorer: applies to feedback 'reviews' only, got feedback '{self.feedback}'")
 
+        if isinstance(self.label_scores, str):
+            try:
+                self.label_scores = json.loads(self.label_scores)
+            except json.JSONDecodeError as error:
+                raise InputError(f"label_scores: got {self.label_scores!r}, which is no JSON: {error}") from error
+        scores = self.label_scores
+        if scores is not None and not (
+            isinstance(scores, dict) and scores and all(isinstance(score, int | float) for score in scores.values())
+        ):
+            raise InputError(f'label_scores: got {scores!r}, expected labels with scores, such as {{"POSITIVE": 5}}')
+
     def scale(self) -> RatingScale:
         """Where liked and disliked ratings begin."""
         return RatingScale(self.liked_from, self.disliked_to)
@@ -99,11 +110,13 @@ class FeedbackSettings:
         from align3gr.encoders.sentiment import agreement, load_scorer, score_texts
 
         places, texts = train_reviews(split)
-        label_scores = json.loads(self.label_scores) if isinstance(self.label_scores, str) else self.label_scores
         ratings = train_ratings(split)
         scores = np.full(len(ratings), np.nan)
         with PartialState().main_process_first():  # the others find the scores on disk
-            scores[places] = score_texts(load_scorer(self.scorer, self.scorer_model or "", label_scores), texts)
+            scores[places] = score_texts(
+                load_scorer(self.scorer, self.scorer_model or "", cast("dict[str, float] | None", self.label_scores)),
+                texts,
+            )
         return RatingScale().levels(scores), agreement(scores, ratings, self.scale())
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from align3gr.dpo.candidates import PART_PROMPTS
 from align3gr.errors import InputError
+from align3gr.evaluation.evaluator import JUDGED_K
 
 
 @dataclass(kw_only=True)
@@ -29,9 +30,10 @@ class StageArguments:
     num_beams: int = field(default=20, metadata={"help": "Beam of the validation."})
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "candidates", "part_prompts", "num_beams", "decode_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        least = dict.fromkeys(("num_prompts", "candidates", "part_prompts", "decode_batch_size"), 1)
+        for name, value in (least | {"num_beams": JUDGED_K}).items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected at least {value}")
         for name in ("validation_users", "validate_steps", "stop_tolerance", "min_rows"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")

@@ -13,6 +13,7 @@ from align3gr.processes import in_shares
 from align3gr.scid.prompts import PromptBuilder
 
 # Users that a system without a model ranks at a time.
+JUDGED_K = 10  # length of the lists by which models are validated
 BLOCK_USERS = 1024
 
 
@@ -69,7 +70,7 @@ def evaluate_policy(
     questions: EvaluationSet,
     item_codes: np.ndarray,
     user_codes: np.ndarray | None,
-    ks: tuple[int, ...] = (5, 10),
+    ks: tuple[int, ...] = (5, JUDGED_K),
     batch_size: BatchSize = "auto",
     progress: bool = True,
     distributed: bool = False,

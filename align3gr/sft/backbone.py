@@ -1,7 +1,8 @@
 """The language model that learns to recommend: a small Llama or T5 from a config, or a pretrained one."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from align3gr.sft.pretrained import load_backbone
 from align3gr.sft.sft_arguments import SFTArguments
 from align3gr.sft.t5 import T5Arguments, small_t5
 from align3gr.undivided import undivided
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -128,7 +131,8 @@ def make_backbone(
         t5: whether it is an encoder-decoder, and which; a causal LM where it is None.
 
     Raises:
-        InputError: the base model cannot be used, or an option has no effect on what was chosen.
+        InputError: the base model cannot be used, or there is none for an adapter. Options of a model from scratch
+            that a base model leaves without effect are named in a warning.
     """
     seed = training.seed
     t5 = t5 or T5Arguments()
@@ -149,6 +153,10 @@ def make_backbone(
             add_dropout(model, arguments.dropout)
         _say_normalizer(model, arguments)
         return model, tokenizer
+    given = {**asdict(small), "dropout": arguments.dropout, "base_vocab_size": arguments.base_vocab_size}
+    usual = {**asdict(SmallLlamaConfig()), **{f.name: f.default for f in fields(SFTArguments)}}
+    if ignored := [name for name, value in given.items() if value != usual[name]]:
+        logger.warning("base_model: %s of a model from scratch: no effect", ", ".join(ignored))
     model, tokenizer = load_backbone(
         arguments.base_model,
         item_sizes,

@@ -1,13 +1,13 @@
 """Fine-tuning an encoder-decoder: the prompt goes into the encoder, the response is what the decoder learns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, pad
-from transformers import Trainer
+from transformers import DataCollatorForSeq2Seq, Trainer
 
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.finite_loss import FiniteLoss
@@ -31,10 +31,23 @@ def encoder_decoder_rows(rows: Dataset) -> Dataset:
     return dataset_of(parts(), ["input_ids", "labels"])
 
 
+class EncoderDecoderCollator(DataCollatorForSeq2Seq):
+    """transformers' collator with answers padded on the right, on whichever side the tokenizer pads prompts.
+
+    A decoder has no mask, so that an answer behind padding would be learnt behind tokens that no search has there.
+    """
+
+    def __call__(self, features: Sequence[Mapping[str, Any]], return_tensors: str | None = None) -> Any:
+        longest, multiple = max(len(row["labels"]) for row in features), self.pad_to_multiple_of or 1
+        length = -(-longest // multiple) * multiple
+        padded = [{**row, "labels": [*row["labels"], *[IGNORE] * (length - len(row["labels"]))]} for row in features]
+        return super().__call__(padded, return_tensors)
+
+
 class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
     """transformers' `Trainer` with the loss over the catalogue or at a temperature, and validation by recommending.
 
-    The collator must give `decoder_input_ids`, as `DataCollatorForSeq2Seq(tokenizer, model)` does.
+    The collator must give `decoder_input_ids`, as `EncoderDecoderCollator(tokenizer, model)` does.
 
     Args:
         likelihood: SCIDs are normalised over its catalogue; over the vocabulary where it is None.

@@ -9,7 +9,6 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
-    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,7 +26,7 @@ from align3gr.evaluation import evaluate_policy, sample_users
 from align3gr.process_seeds import SeedOfEachProcess
 from align3gr.processes import refuse_fsdp
 from align3gr.scid.assigner import SCIDAssigner
-from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
+from align3gr.sft.encoder_decoder import EncoderDecoderCollator, EncoderDecoderTrainer, encoder_decoder_rows
 from align3gr.sft.row_checks import check_rows
 from align3gr.sft.sft_arguments import SFTArguments
 from align3gr.sft.trainer import RecommendingSFTTrainer, SmallVocabularySFTTrainer
@@ -148,7 +147,7 @@ def make_trainer(
             args=training,
             train_dataset=encoder_decoder_rows(rows),
             processing_class=tokenizer,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, model, pad_to_multiple_of=multiple),
+            data_collator=EncoderDecoderCollator(tokenizer, model, pad_to_multiple_of=multiple),
             callbacks=callbacks,
             validate=validate,
             likelihood=recommender.search.likelihood,

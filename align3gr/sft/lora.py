@@ -165,6 +165,7 @@ def save_adapter(
     config = model.peft_config["default"]
     if base is not None:
         config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else str(base)
+        config.revision = None  # that of the model that was loaded, which is another repository's
     if not config.base_model_name_or_path:
         raise InputError("base: the model was made from a config; save it and name its folder, or train all weights")
     _check_rows(model, tokenizer, config.base_model_name_or_path)

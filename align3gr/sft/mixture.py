@@ -88,6 +88,10 @@ def read_templates(source: str) -> dict[str, list[dict[str, str]]]:
 
 def _check_fields(source: str, task: type[Task], block: Mapping[str, str]) -> None:
     for part in ("prompt", "response"):
+        if not isinstance(block[part], str):
+            raise InputError(
+                f"templates: {source}, {task.name}: {part} is {block[part]!r}, expected a text; put it in quotes"
+            )
         unknown = template_fields(block[part]) - task.fields
         if unknown:
             raise InputError(
@@ -189,13 +193,12 @@ def _passes(data: TaskData, task: type[Task], weight: float, rng: np.random.Gene
 
 def _fitting_prompt(template: Template, example: Example, data: TaskData, room: int) -> list[int]:
     prompt = template.render(example)
-    levels = data.item_tokens.shape[1]
-    while len(prompt) > room:
-        history, titles = example.get("history"), example.get("history_titles")
-        if not isinstance(history, list) or len(history) <= levels:
-            break
-        kept = len(history) // levels // 2
-        shorter = "; ".join(str(titles).split("; ")[-kept:]) if titles else None
-        example = example | {"history": history[-kept * levels :], "history_titles": shorter}
-        prompt = template.render(example)
+    items = np.asarray(example.get("history_items") or [], dtype=np.int64)
+    kept = len(items)
+    while len(prompt) > room and kept > 1:
+        kept //= 2
+        shorter = example | data.history(items[-kept:])
+        if any(shorter[name] is None for name in template.required):
+            break  # none of the items that are left has a title
+        prompt = template.render(shorter)
     return prompt

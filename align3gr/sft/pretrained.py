@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from align3gr.errors import InputError
 from align3gr.scid.embedding_init import CodeVectors, resize_scid_embeddings
 from align3gr.scid.tokenization_scid import SCIDTokenizer
+from align3gr.scid.vocabulary import find_scid_tokens
 from align3gr.undivided import undivided
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def load_backbone(
     Args:
         name_or_path: Hub id or folder of a causal LM with a fast tokenizer.
         item_codebook_sizes, user_codebook_sizes: codes at each level; no user tokens if empty.
-        init, codebooks, seed: how the new rows start, see [`resize_scid_embeddings`].
+        init, codebooks, seed: how the new rows start, see [`resize_scid_embeddings`]. A model that has SCID tokens of
+            these sizes already keeps its rows.
         dtype, attn_implementation: as in `AutoModelForCausalLM.from_pretrained`.
         revision: branch, tag or commit on the Hub.
         encoder_decoder: whether the model is one, such as T5, in place of a causal LM.
@@ -67,6 +69,10 @@ def load_backbone(
             f"base_model {name_or_path}: its tokenizer has {len(base)} tokens, the model {rows} rows; take the model "
             "with its own tokenizer"
         )
+    if known := find_scid_tokens(base.get_vocab()):
+        logger.info("%s: has %d SCID tokens, whose rows are kept as they were trained", name_or_path, len(known))
+        _follow_special_tokens(model, tokenizer)
+        return model, tokenizer
     with undivided():
         new = resize_scid_embeddings(model, tokenizer, init=init, codebooks=codebooks, seed=seed)
     _follow_special_tokens(model, tokenizer)

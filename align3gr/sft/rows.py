@@ -58,10 +58,14 @@ def training_rows(
         seed: draws rows and templates; a task's rows do not depend on which other tasks there are.
 
     Raises:
-        InputError: the objective is unknown or does not go with the template, or a task gives no rows.
+        InputError: the objective is unknown or does not go with the template, a number of passes is negative, or a
+            task gives no rows.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"objective: got {objective!r}, expected one of {', '.join(OBJECTIVES)}")
+    for name, passes in (("rephrased", rephrased), ("returns", returns), ("shuffled", shuffled)):
+        if not 0 <= passes < math.inf:
+            raise InputError(f"{name}: got {passes}, expected 0 or more passes")
     parts = []
     for task, weight in tasks.items():
         rng = np.random.default_rng([seed, *task.name.encode()])
@@ -87,8 +91,6 @@ def training_rows(
         again = OBJECTIVES[objective](prompts, with_returns(data.sequences, rng), codes, item_codes)
         parts.append(_weighted(again, returns, rng))
         logger.info("returns put in: %d rows", len(parts[-1]))
-    if shuffled < 0:
-        raise InputError(f"shuffled: got {shuffled}, expected 0 or more passes")
     if shuffled:
         rng = np.random.default_rng([seed, 3])
         for done in range(math.ceil(shuffled)):
@@ -103,8 +105,8 @@ def training_rows(
 
 
 def _weighted(rows: Dataset, weight: float, rng: np.random.Generator) -> Dataset:
-    """Whole passes, and a random part of one."""
-    part = rng.permutation(len(rows))[: round((weight - int(weight)) * len(rows))]
+    """Whole passes, and a random part of one; of few rows at least one, for a weight that is not 0 asks for some."""
+    part = rng.permutation(len(rows))[: max(round((weight - int(weight)) * len(rows)), weight < 1)]
     parts: list[Any] = [rows] * int(weight)
     if len(part):
         parts.append(rows.select(np.sort(part)))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from align3gr.errors import InputError
+from align3gr.evaluation.evaluator import JUDGED_K
 from align3gr.sft.rows import OBJECTIVES
 from align3gr.sft.user_codes import USER_CODES_FROM
 
@@ -82,3 +84,14 @@ class SFTArguments:
     early_stopping_patience: int = field(
         default=0, metadata={"help": "Evaluations without a new best after which training stops; 0 never stops."}
     )
+
+    def __post_init__(self) -> None:
+        if self.validation_beams < JUDGED_K:
+            raise InputError(
+                f"validation_beams: got {self.validation_beams}, expected at least {JUDGED_K}, the length of the lists"
+            )
+        for name in ("validation_users", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if self.base_model_revision and self.base_model is None:
+            raise InputError("base_model_revision: there is no base_model that it is of; name it, or leave both out")

@@ -105,7 +105,8 @@ class TaskData:
         """The fields of a history, cut to its latest items."""
         recent = items[-self.max_history :]
         titles = "; ".join(self.titles[item] for item in recent if self.titles[item])
-        return {"history": self.item_tokens[recent].reshape(-1).tolist(), "history_titles": titles or None}
+        tokens = self.item_tokens[recent].reshape(-1).tolist()
+        return {"history": tokens, "history_titles": titles or None, "history_items": recent.tolist()}
 
     def item(self, item: int) -> Example:
         """The fields of an item."""

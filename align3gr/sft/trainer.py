@@ -18,16 +18,25 @@ class RecommendingEvaluation:
     Everything else is that of the Trainer that stands behind it.
 
     Args:
+        model, train_dataset, eval_dataset, options: of the Trainer behind it, by name.
         validate: takes the unwrapped model and gives metrics by name, such as `{"recall@10": 0.05}`. Each process
             calls it, and all must get the same.
     """
 
-    def __init__(self, *args: Any, validate: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        validate: Callable[[Any], dict[str, float]] | None = None,
+        **options: Any,
+    ) -> None:
         self._validate = validate
-        if validate is not None and kwargs.get("eval_dataset") is None:
+        if validate is not None and eval_dataset is None:
             # The Trainer wants a set wherever it is to evaluate; this one is never looked at.
-            kwargs["eval_dataset"] = kwargs["train_dataset"].select(range(1))
-        super().__init__(*args, **kwargs)
+            eval_dataset = train_dataset.select(range(1))
+        super().__init__(model, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)  # type: ignore[call-arg]
 
     def evaluate(self: Any, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         if self._validate is None:
@@ -43,8 +52,9 @@ class RecommendingSFTTrainer(RecommendingEvaluation, FiniteLoss, SFTTrainer):
     """`SFTTrainer` that judges a model by what it recommends; see [`RecommendingEvaluation`].
 
     Args:
+        model, train_dataset, eval_dataset: as in `SFTTrainer`.
         validate: gives the metrics of the model; without it the Trainer evaluates as always.
-        **kwargs: the arguments of `SFTTrainer`.
+        **options: the other arguments of `SFTTrainer`.
     """
 
 

@@ -246,6 +246,10 @@ def test_where_feedback_comes_from(tmp_path):
         FeedbackSettings(feedback="none")
     with pytest.raises(InputError, match="scorer: applies to feedback 'reviews' only"):
         FeedbackSettings(scorer="causal-lm", scorer_model="m")
+    assert FeedbackSettings(feedback="reviews", label_scores='{"GOOD": 5}').label_scores == {"GOOD": 5}
+    for scores in ("{5 stars: 5}", "[1]", "{}", {"GOOD": "5"}):
+        with pytest.raises(InputError, match=r"^label_scores: got"):
+            FeedbackSettings(feedback="reviews", label_scores=scores)
 
 
 def test_levels_of_reviews_and_how_they_agree_with_stars(tmp_path, monkeypatch):

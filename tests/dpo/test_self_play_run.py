@@ -138,6 +138,7 @@ def test_recipe_with_options_of_its_stages(smoke_run, run_stage, tmp_path):
         ({"temperature": 2.0}, "temperature: has no effect on a beam search"),
         ({"stop_tolerance": 0.1}, "stop_tolerance: needs evaluations inside a stage"),
         ({"candidates": 0}, "candidates: got 0, expected at least 1"),
+        ({"num_beams": 5}, "num_beams: got 5, expected at least 10"),
         ({"validate_steps": -1}, "validate_steps: got -1, expected 0 or more"),
     ],
 )

@@ -74,6 +74,19 @@ def test_tasks_in_words_go_the_same_way(scid_tokenizer, task_data):
         assert parts["input_ids"] and parts["labels"]
 
 
+@pytest.mark.parametrize("multiple", [None, 8])
+def test_an_answer_is_learnt_alike_beside_a_longer_one(scid_tokenizer, tmp_path, multiple):
+    trainer, _ = trainer_of(scid_tokenizer, tmp_path, **({} if multiple is None else {"pad_to_multiple_of": multiple}))
+    short, long = ({"input_ids": [20, 21], "labels": [30] * length} for length in (2, 5))
+    model, collate = trainer.model.eval(), trainer.data_collator
+    with torch.no_grad():
+        alone, both = model(**collate([dict(short)])), model(**collate([dict(short), dict(long)]))
+    labels = collate([dict(short), dict(long)])["labels"]
+    assert labels[0].tolist() == [30, 30] + [IGNORE] * (labels.shape[1] - 2)
+    assert labels.shape[1] == (multiple or 5)
+    torch.testing.assert_close(both.logits[0, :2], alone.logits[0, :2])
+
+
 def test_the_loss_over_the_vocabulary_is_that_of_t5(scid_tokenizer, tmp_path):
     trainer, _ = trainer_of(scid_tokenizer, tmp_path)
     batch = batch_of(trainer, scid_tokenizer)

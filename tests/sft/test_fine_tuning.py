@@ -60,6 +60,21 @@ def test_options_of_an_evaluation_need_one(scid_tokenizer, tmp_path, name):
         trainer_of(scid_tokenizer, tmp_path, None, **{name: 5})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation_beams": 5},
+        {"validation_users": -5},
+        {"early_stopping_patience": -1},
+        {"base_model_revision": "v2"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_out_of_range_are_named(options):
+    with pytest.raises(InputError, match=f"^{next(iter(options))}: "):
+        SFTArguments(run_dir="r", **options)
+
+
 def test_a_trainer_that_recommends_is_refused_under_fsdp(scid_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match=r'^eval_strategy: recommends while it trains.*: set eval_strategy: "no", or'):

@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -120,6 +121,30 @@ def test_rows_that_do_not_fit_get_a_shorter_history_or_are_left_out(task_data, s
         rows_of(task_data, SequentialItemPrediction, templates, scid_tokenizer, weight=50, max_length=5)
 
 
+def test_a_shorter_history_has_the_titles_of_its_items(task_data, scid_tokenizer, tmp_path):
+    task_data.titles[0], task_data.titles[1] = "A long title; with a separator", "Hats; Blue"
+    task_data.sequences = [np.array([0, 2, 0, 1, 3])]
+    task_data.max_history = 4
+    task_data.positions = lambda rng: iter([(0, 4)])
+    templates = yaml.safe_load((files("align3gr.sft") / "templates" / "natural.yaml").read_text())
+    templates["asymmetric"] = [{"prompt": "{history}|{history_titles}|", "response": "{item}"}]
+    (tmp_path / "templates.yaml").write_text(yaml.safe_dump(templates))
+
+    def prompt(max_length: int) -> str:
+        own = TaskTemplates(str(tmp_path / "templates.yaml"))
+        rows = rows_of(task_data, TASKS[1], own, scid_tokenizer, max_length=max_length)
+        return next(texts_of(rows, scid_tokenizer))[0].removeprefix("<s>")
+
+    longest = len(scid_tokenizer(prompt(512))["input_ids"])
+    assert prompt(512).endswith("|A long title; with a separator; Hat; A long title; with a separator; Hats; Blue|")
+    halves = "<i0_0><i1_0><i0_0><i1_1>|A long title; with a separator; Hats; Blue|"
+    assert prompt(longest - 2) == halves
+    assert prompt(len(scid_tokenizer(halves)["input_ids"]) - 2) == "<i0_0><i1_1>|Hats; Blue|"
+    task_data.titles[1] = ""  # what is left has no title, and the template wants one
+    with pytest.raises(InputError, match="1 too long"):
+        prompt(12)
+
+
 def test_same_seed_same_rows(task_data, scid_tokenizer):
     templates = TaskTemplates("natural")
     first, second, other = (
@@ -148,6 +173,7 @@ def test_tasks_and_weights_are_parsed():
         ({"item_text": [{"prompt": "{item}", "response": "{title}"}]}, "no block 'sequential'"),
         ({"sequential": [{"prompt": "{history}", "response": "{title}"}]}, "field 'title'"),
         ({"sequential": [{"prompt": "{history}"}]}, "prompt and response"),
+        ({"sequential": [{"prompt": {"history": None}, "response": "{item}"}]}, "prompt is .*put it in quotes"),
         ({"sequential": []}, "prompt and response"),
         ({"sequential": [{"prompt": "{history}", "response": "{item}"}], "other": []}, "has task 'other'"),
     ],

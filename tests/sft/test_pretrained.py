@@ -48,6 +48,22 @@ def test_codebooks_and_seed_decide_how_new_rows_start(tmp_path):
     assert torch.equal(rows(seed=3), rows(seed=3)) and not torch.equal(rows(seed=3), rows(seed=4))
 
 
+def test_a_model_that_has_scids_keeps_their_rows(tmp_path, caplog):
+    model, tokenizer = load_backbone(save_backbone(tmp_path / "base"), [4, 3], [2])
+    with torch.no_grad():
+        for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+            weight[tokenizer.scid.token_ids] += 1.0  # as if they had been trained
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    codebooks = {"item": [torch.randn(4, 2), torch.randn(3, 2)]}
+    for options in ({"seed": 5}, {"init": "codebook", "codebooks": codebooks}):
+        with caplog.at_level(logging.INFO):
+            again, same = load_backbone(tmp_path / "trained", [4, 3], [2], **options)
+        assert same.scid.token_ids == tokenizer.scid.token_ids and "9 SCID tokens, whose rows are kept" in caplog.text
+        for name, weight in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight), name
+
+
 def test_dtype_attention_and_padding_follow_the_arguments(tmp_path):
     folder = save_backbone(tmp_path, pad=False, dtype=torch.bfloat16)
     model, tokenizer = load_backbone(folder, [4], attn_implementation="eager")

@@ -35,6 +35,10 @@ def test_weights_repeat_or_thin_out(task_data, scid_tokenizer):
     assert len(more) == 10 and as_set(more) >= as_set(once) + as_set(once)
 
 
+def test_a_small_weight_keeps_at_least_a_row(task_data, scid_tokenizer):
+    assert len(rows_of(task_data, scid_tokenizer, ["sequential=0.001"])) == 1
+
+
 def test_tasks_do_not_change_each_other(task_data, scid_tokenizer):
     words = rows_of(task_data, scid_tokenizer, ["item_text"])
     both = rows_of(task_data, scid_tokenizer, ["sequential", "preference", "item_text"])
@@ -64,8 +68,9 @@ def test_shuffled_passes_hold_the_same_items_in_other_orders(task_data, scid_tok
 
 
 def test_what_cannot_be_learnt_is_refused(task_data, scid_tokenizer):
-    with pytest.raises(InputError, match="shuffled: got -1, expected 0 or more"):
-        rows_of(task_data, scid_tokenizer, ["sequential"], shuffled=-1)
+    for name in ("rephrased", "returns", "shuffled"):
+        with pytest.raises(InputError, match=f"{name}: got -0.5, expected 0 or more"):
+            rows_of(task_data, scid_tokenizer, ["sequential"], **{name: -0.5})
     with pytest.raises(InputError, match="objective: got 'some'"):
         rows_of(task_data, scid_tokenizer, ["sequential"], objective="some")
     with pytest.raises(InputError, match="needs a template that ends"):
