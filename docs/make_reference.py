@@ -154,8 +154,6 @@ def _annotation(kind: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    if isinstance(value, Path):
-        return f"Path({str(value)!r})"
     text = getattr(value, "__name__", None) or repr(value)
     return "..." if text.startswith("<") or len(text) > 60 else text
 
@@ -185,8 +183,12 @@ def _text(line: str, names: list[PublicName], page: str) -> str:
     """A line of prose: links to public names, and no `<` that a browser would take for a tag."""
 
     def link(match: re.Match[str]) -> str:
-        target = find(names, match[2].split(".")[0], page)
-        return match[1] if target is None else f"[{match[1]}]({target.link.removeprefix(page)})"
+        name, _, member = match[2].partition(".")
+        target = find(names, name, page)
+        if target is None:
+            return match[1]
+        own = member if member and member in vars(target.value) and member_doc(target.value, member) else ""
+        return f"[{match[1]}]({target.link.removeprefix(page)}{own.lower()})"
 
     pieces = re.split(r"(`[^`]*`)", _LINK.sub(link, line))
     return "".join(piece if piece.startswith("`") else piece.replace("<", "&lt;") for piece in pieces)
