@@ -20,7 +20,8 @@ STYLE = """
 .a3 .note { opacity: .7; font-size: .85rem; margin: .2rem 0 .5rem; }
 .a3 .problem { border-left: 4px solid #c0392b; padding: .5rem .8rem; background: #c0392b18; }
 .a3 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.2rem; }
-.a3 table { border: 0 !important; border-collapse: collapse; width: 100%; font-size: .88rem;
+.a3 table, .a3 tr { border: 0 !important; }
+.a3 table { border-collapse: collapse; width: 100%; font-size: .88rem;
   margin: 0; display: table; }
 .a3 td, .a3 th { padding: .2rem .45rem; border: 0; border-bottom: 1px solid #8884; text-align: left; }
 .a3 th { font-weight: 600; opacity: .7; white-space: nowrap; background: none; }
@@ -118,6 +119,8 @@ def beam_part(session: DemoSession, answer: DemoAnswer) -> str:
 def user_part(session: DemoSession, answer: DemoAnswer) -> str:
     """What the user's SCID changes, for each model."""
     heading = "What the user's SCID changes"
+    if not any(model.reads_users for model in answer.models):
+        return _part(heading, "Nothing: the models were trained without users in their prompts.", "")
     if all(model.without_user is None for model in answer.models):
         return _part(heading, "No user with an SCID is chosen, so the prompt held none.", "")
     return _part(
@@ -129,7 +132,7 @@ def user_part(session: DemoSession, answer: DemoAnswer) -> str:
 
 def _with_and_without(session: DemoSession, answer: DemoAnswer, model: ModelAnswer) -> str:
     if model.without_user is None:
-        return f"<h4>{text(model.name)}</h4><p>The model is prompted without users.</p>"
+        return f"<h4>{text(model.name)}</h4><p>Nothing: it was trained without users in its prompts.</p>"
     without = _list(session, answer, model.without_user, None)
     with_user = _list(session, answer, model.items, model.without_user)
     return (

@@ -87,5 +87,5 @@ def _connect(
 
     user.change(choose, user, history, api_name="history")
     words.change(search, words, found, api_name="find", show_progress="hidden")
-    found.select(append, [history, found], [history, found], api_name=False)
+    found.select(append, [history, found], [history, found], api_visibility="private")
     go.click(recommend, [user, history, length, unseen], parts, api_name="recommend")

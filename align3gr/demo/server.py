@@ -74,6 +74,20 @@ def make_app(session: DemoSession) -> FastAPI:
     return gr.mount_gradio_app(app, page, "/", css=STYLE, ssr_mode=False, footer_links=[], run_history=False)
 
 
+class _Server(uvicorn.Server):
+    """Says when it listens, and what it shows."""
+
+    def __init__(self, config: uvicorn.Config, about: str):
+        super().__init__(config)
+        self._about = about
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            logger.info("http://%s:%d shows %s", f"[{host}]" if ":" in host else host, port, self._about)
+
+
 def run_demo(session: DemoSession, listener: socket.socket) -> None:
     """Serves the page until SIGTERM or Ctrl-C.
 
@@ -81,10 +95,8 @@ def run_demo(session: DemoSession, listener: socket.socket) -> None:
         session: what the page shows.
         listener: from [`listen`].
     """
-    server = uvicorn.Server(uvicorn.Config(make_app(session), log_level="warning", timeout_graceful_shutdown=5))
+    config = uvicorn.Config(make_app(session), log_level="warning", timeout_graceful_shutdown=5)
     # uvicorn raises the signal once more when all is done; without this the process would end as if killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
-    host, port = listener.getsockname()[:2]
-    logger.info("http://%s:%d shows %s", f"[{host}]" if ":" in host else host, port, " beside ".join(session.names))
-    server.run(sockets=[listener])
+    _Server(config, " beside ".join(session.names)).run(sockets=[listener])

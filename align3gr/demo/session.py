@@ -22,12 +22,14 @@ class ModelAnswer:
 
     Attributes:
         name: of the model.
+        reads_users: whether its prompts hold users' SCIDs at all.
         items: the list, best first.
         without_user: the list of the same history without the user's SCID; None where the prompt holds none.
         levels: the beam behind `items`, level by level.
     """
 
     name: str
+    reads_users: bool
     items: list[Recommendation]
     without_user: list[Recommendation] | None
     levels: list[BeamLevel]
@@ -171,6 +173,7 @@ class DemoSession:
             answers.append(
                 ModelAnswer(
                     name,
+                    viewer.recommender.prompt_builder.user_scid,
                     recommend([history], [user_id], k, exclude_seen)[0],
                     recommend([history], None, k, exclude_seen)[0] if known else None,
                     viewer.levels(history, user_id, exclude_seen),

@@ -10,6 +10,7 @@ from align3gr import Recommender
 from align3gr.data import Split
 from align3gr.demo import DemoSession, html, open_demo
 from align3gr.errors import InputError
+from align3gr.scid import PromptBuilder
 
 BAD = "<script>alert('x')</script>${alert(1)}{{value}}`"
 
@@ -128,6 +129,20 @@ def test_the_parts_show_lists_ranks_and_the_beam(session):
     assert beam.count('<div class="level">') == 6
     assert beam.count('<div class="prefix') == sum(len(level.kept) for m in answer.models for level in m.levels)
     assert html.user_part(session, answer).count("<table>") == 4
+
+
+def test_models_without_users_in_their_prompts_say_so(smoke_run):
+    known = Recommender.from_pretrained(smoke_run / "sft" / "model", device="cpu")
+    parts = known.model, known.tokenizer, known.items, known.users
+    silent = Recommender(*parts, PromptBuilder(known.tokenizer, user_scid=False))
+    user, history = known.users["user_id"][0], known.items["item_id"][:3].to_list()
+    answer = DemoSession({"silent": silent}).answer(history, user, 3)
+    assert not answer.models[0].reads_users and "without users in their prompts" in html.user_part(
+        DemoSession({"silent": silent}), answer
+    )
+    both = DemoSession({"silent": silent, "known": known})
+    part = html.user_part(both, both.answer(history, user, 3))
+    assert part.count("<table>") == 2 and "Nothing: it was trained without users in its prompts" in part
 
 
 def test_titles_are_only_text(smoke_run):
