@@ -14,7 +14,7 @@ from tests.conftest import ROOT, SMOKE
 from tests.page_setups import SETUPS
 from tests.pages import PAGES, RUN, SHOWN, PageRunner, read_blocks, shell_commands
 
-LONG = {"own-data", "preference-level", "encoders", "sft", "feedback", "tutorial"}  # these train
+LONG = {"own-data", "preference-level", "encoders", "sft", "feedback", "tracking", "tutorial"}  # these train
 OWN_TEST = {"softmax-dpo": "tests/dpo/test_softmax_dpo_docs.py"}  # which looks at the figures, too
 RUNS = ("yelp", "ml-100k")
 # The pages name users and items of Yelp, the smoke run has the built-in market's.

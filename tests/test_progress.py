@@ -1,9 +1,11 @@
 """Progress: bars on a terminal, lines of the log elsewhere."""
 
+import json
 import logging
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -102,3 +104,17 @@ def test_lines_of_a_training(clock, caplog):
         "sft: step 75 of 200, recall@10 0.0500, ndcg@10 0.0300, 03:07 left",
         "sft: step 200 of 200, loss 2.5000",
     ]
+
+
+@pytest.mark.long
+def test_a_stage_draws_no_bar_into_a_file(smoke_run, tmp_path):
+    for name in ("data", "scid", "sft"):
+        shutil.copytree(smoke_run / name, tmp_path / "run" / name)
+    command = [sys.executable, ROOT / "recipes" / "sp_dpo.py", "--config", ROOT / "recipes" / "smoke" / "sp_dpo.yaml"]
+    status, text = run([*command, "--run_dir", tmp_path / "run"], tmp_path / "log.txt", 240, TQDM_DISABLE="0")
+    assert status == 0, text
+    assert "\r" not in text and "it/s]" not in text and "user/s]" not in text
+    curriculum = json.loads((tmp_path / "run" / "sp_dpo" / "curriculum.json").read_text())
+    for stage in curriculum["stages"]:
+        line = f"align3gr.tracking: stage {stage['name']}: step {stage['steps']} of {stage['steps']}, loss "
+        assert f"{line}{stage['last_loss']:.4f}" in text
