@@ -111,6 +111,16 @@ def test_an_address_that_cannot_be_had_is_named_before_models_are_loaded(capsys)
         listen("no.such.host.invalid", 1)
 
 
+def test_a_missing_gradio_is_one_line(monkeypatch, capsys):
+    for name in ("align3gr.demo.server", "align3gr.demo.page"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as end:
+        main(["demo-ui", "nowhere"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: demo-ui: gradio is not installed; pip install 'align3gr[demo]'\n"
+
+
 @pytest.mark.long
 def test_the_command_serves_this_machine_alone_until_it_is_told_to_stop(smoke_run, tmp_path):
     output = tmp_path / "output.txt"
