@@ -27,6 +27,7 @@ TESTED = {
     "datasets": "5.2.0",
     "deepspeed": "0.19.8",
     "fastapi": "0.165.0",
+    "gradio": "6.31.0",
     "huggingface_hub": "2.4.0",
     "implicit": "0.7.3",
     "numpy": "2.4.6",
@@ -48,6 +49,7 @@ EXTRAS = {
     "sentiment": "scores of review texts by VADER",
     "deepspeed": "ZeRO-2 and ZeRO-3",
     "serve": "align3gr serve",
+    "demo": "align3gr demo-ui",
 }
 _IMPORTED = ("torch", "transformers", "peft", "accelerate", "datasets", "polars", "pyarrow", "sklearn", "matplotlib")
 _GIGABYTE = 10**9
