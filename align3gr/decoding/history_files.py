@@ -14,8 +14,8 @@ from align3gr.data.schema import ITEM_ID, ITEMS, PROFILE, USER_ID
 from align3gr.decoding.requests import Request
 from align3gr.errors import InputError
 
-# What a file is, by its ending; Parquet where it has another one.
-KINDS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+# What a file is, by its ending; an input with another one is read as Parquet.
+KINDS = {"": "parquet", ".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 COLUMNS = (ITEMS, USER_ID, PROFILE)
 _ROWS_AT_ONCE = 8192
 
@@ -64,7 +64,8 @@ def check_output(path: str | Path) -> None:
         InputError: the ending of the file says nothing.
     """
     if kind_of(path) is None or Path(path).suffix == ".gz":
-        raise InputError(f"{path}: its ending says nothing, expected {', '.join(sorted(KINDS))}; choose another name")
+        endings = ", ".join(filter(None, KINDS))
+        raise InputError(f"{path}: its ending says nothing, expected {endings}; choose another name")
 
 
 def read_item_ids(path: str | Path) -> list[str]:

@@ -93,6 +93,10 @@ def test_what_cannot_be_read_is_named(recommender, tmp_path, name, content, word
 
 def test_an_ending_that_says_nothing_is_refused(recommender, tmp_path):
     write_jsonl(tmp_path / "x.jsonl")
-    for name in ("recs", "recs.txt", "recs.csv.gz"):
-        with pytest.raises(InputError, match=rf"{name}: its ending says nothing, expected \.csv, \.jsonl, \.ndjson, "):
+    for name in ("recs.txt", "recs.csv.gz"):
+        with pytest.raises(
+            InputError, match=rf"{name}: its ending says nothing, expected \.parquet, \.csv, \.jsonl, "
+        ):
             recommend_file(recommender, tmp_path / "x.jsonl", tmp_path / name, k=3, progress=False)
+    recommend_file(recommender, tmp_path / "x.jsonl", tmp_path / "recs", k=3, progress=False)  # none is Parquet
+    assert pl.read_parquet(tmp_path / "recs")["row"].n_unique() == 5
