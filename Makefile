@@ -6,7 +6,7 @@ WORKERS ?= 2  # processes that share the tests
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 15
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long lint bench reference clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: $(READY)  ## docs/reference from the docstrings
+	$(BIN)/python docs/make_reference.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/decoding.py

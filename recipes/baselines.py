@@ -12,6 +12,7 @@ from align3gr.baselines import (
     PUBLISHED,
     Study,
     StudySettings,
+    fair_play,
     over_seeds,
     results_table,
     stage_chains,
@@ -74,7 +75,13 @@ def write_tables(study: Study, arguments: BaselinesArguments) -> str:
     missing = study.missing()
     parts = [f"**Not finished.** Missing: {'; '.join(missing)}.\n"] if missing else []
     published = PUBLISHED.get(arguments.published, ())
-    parts += [results_table(rows, published), how, tuning_table(tuned), beyond_accuracy_table(rows)]
+    parts += [
+        results_table(rows, published),
+        *filter(None, [fair_play(rows, published)]),
+        how,
+        tuning_table(tuned),
+        beyond_accuracy_table(rows),
+    ]
     page = "\n".join(parts)
     folder = stage_folder(arguments.run_dir, "evaluate")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from align3gr.baselines import PUBLISHED, over_seeds, results_table, tuning_table
+from align3gr.baselines import PUBLISHED, fair_play, over_seeds, results_table, tuning_table
 
 COLUMNS = ("seen_allowed", "seen_masked", "discoveries")
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -42,6 +42,14 @@ def test_published_rows_stand_in_the_columns_of_their_protocol():
     assert published["LightGCN"] == [*"----", "0.0248", "0.0407", "0.0156", "0.0207", *"--", "- |"]
     assert published["Align3GR (Llama2-7B)"][:5] == ["0.0425", "0.0679", "0.0299", "0.0403", "-"]
     assert "published" not in results_table(rows)
+
+
+def test_a_baseline_below_half_of_its_published_figure_is_named():
+    rows = {name: over_seeds([cell(1, value)]) for name, value in (("MF", 0.0381), ("Caser", 0.0131), ("none", 0.1))}
+    said = fair_play(rows, PUBLISHED["yelp"])
+    assert "masking: MF 1.00, Caser 0.50. Below 0.5: Caser." in said  # 0.0131 / 0.0263 = 0.498
+    assert fair_play({"MF": rows["MF"]}, PUBLISHED["yelp"]).endswith("Below 0.5: none.\n")
+    assert fair_play({"none": rows["none"]}, PUBLISHED["yelp"]) == fair_play(rows, ()) == ""
 
 
 def test_lists_of_a_hundred_items_have_columns_of_their_own():
