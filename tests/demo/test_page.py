@@ -1,5 +1,6 @@
 """The page behind its server: asked by Gradio's own client, and clicked in a browser."""
 
+import json
 import re
 import signal
 import socket
@@ -153,6 +154,13 @@ def test_a_click_in_a_browser_produces_recommendations(served, tmp_path):
         titles = "[...document.querySelectorAll('#lists td:nth-child(2)')].map(cell => cell.innerText)"
         assert tab.value(titles) == [item.title for model in answer.models for item in model.items]
         assert tab.value("document.querySelectorAll('#user table').length") == 4
+        # A title that is found is appended to the history.
+        tab.value("document.querySelectorAll('textarea')[1].focus()")
+        tab.call("Input.insertText", text=session.titles[3])
+        tab.wait("document.querySelector('input[type=radio]')?.value")
+        tab.value("document.querySelector('input[type=radio]').click()")
+        longer = f"{session.history_text(user)}\n{session.find(session.titles[3])[0]}"
+        tab.wait(f"document.querySelector('textarea').value == {json.dumps(longer)}")
         assert tab.errors == [] and {url for url in tab.requests if not url.startswith((served.url, "data:"))} == set()
 
 
