@@ -127,22 +127,21 @@ class StageTracking(TrainerCallback):
         """Sends numbers under their names in a Trainer's log, at a step of the part."""
         if not self.names:
             return
-        if self._trackers is None:
-            self._trackers = self._open()
         self._last_step = self.first_step + step
+        if self._trackers is None:
+            self._trackers = self._open(self._last_step)
         numbers = {curve_name(name): value for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers.values():
             tracker.log(numbers | {"train/part": self.part}, step=self._last_step)
 
     def log_validation(self, metrics: Mapping[str, float], step: int) -> None:
         """Sends metrics of the policy between two trainings, such as `recall@10`."""
+        if self.names and self._trackers is None:  # of a part whose last step was logged before it was interrupted
+            self._trackers = self._open(self.first_step + step + 1)
         self.log({f"eval_{name}": value for name, value in metrics.items()}, step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.log(logs or {}, state.global_step)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._last_step = self.first_step + state.global_step  # of a checkpoint: what came later is logged again
 
     def close(self) -> None:
         """Ends the curves; the last thing that a stage does."""
@@ -151,8 +150,12 @@ class StageTracking(TrainerCallback):
         self._trackers = None
         (self.folder / _ID_FILE).unlink(missing_ok=True)
 
-    def _open(self) -> dict[str, Any]:
-        """Starts the trackers of accelerate, each with its own way of saying which curves belong together."""
+    def _open(self, first: int) -> dict[str, Any]:
+        """Starts the trackers of accelerate, each with its own way of saying which curves belong together.
+
+        Args:
+            first: the first step that is logged; what an interrupted run logged from there on is logged again.
+        """
         from accelerate import tracking
 
         home = self.run_dir / FOLDER
@@ -162,7 +165,7 @@ class StageTracking(TrainerCallback):
         if "tensorboard" in self.names:
             if not self.resumed:  # curves of an earlier training of this stage, which is replaced
                 shutil.rmtree(home / self.stage, ignore_errors=True)
-            again = self._last_step + 1 if self.resumed else None  # from here on steps are logged a second time
+            again = first if self.resumed else None
             opened["tensorboard"] = tracking.TensorBoardTracker(self.stage, home, purge_step=again)
         if "trackio" in self.names:
             # A run is taken up by its name, so that of a new training of the same stage has to be another one.

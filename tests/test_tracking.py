@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from align3gr import InputError
+from align3gr.dpo.curriculum_run import CurriculumRun
 from align3gr.pipeline import read_manifest
 from align3gr.tracking import ReportArguments, StageTracking, check_report_to, track_stage
 from tests.launching import run
@@ -35,7 +36,6 @@ def test_parts_stand_behind_each_other_and_validations_between_them(tmp_path):
     tracking.log_validation({"recall@10": 0.25, "discoveries/ndcg@10": 0.5}, 0)
     for part, losses in enumerate(((3.0, 2.0), (4.0,))):
         tracking.begin_part(part)
-        tracking.on_train_begin(None, at(0), None)
         for step, loss in enumerate(losses, 1):
             tracking.on_log(None, at(step), None, {"loss": loss, "rewards/margins": 0.5, "note": "words"})
         tracking.log_validation({"recall@10": 0.3 + 0.1 * part}, len(losses))
@@ -53,7 +53,6 @@ def test_parts_stand_behind_each_other_and_validations_between_them(tmp_path):
 def test_an_interrupted_training_goes_on_in_its_curves_and_a_new_one_replaces_them(tmp_path):
     def train(first, last, loss, resumed):
         tracking = StageTracking(["tensorboard"], tmp_path, "sft", tmp_path, resumed)
-        tracking.on_train_begin(None, at(first), None)
         for step in range(first + 1, last + 1):
             tracking.on_log(None, at(step), None, {"loss": loss})
         tracking.close()
@@ -131,6 +130,35 @@ def test_the_stages_of_a_run_stand_beside_each_other(smoke_run, run_stage, tmp_p
         assert not (tmp_path / "run" / name / "tracking.json").exists()
 
 
+@pytest.mark.long
+def test_a_curriculum_that_was_killed_leaves_the_curves_of_one_that_was_not(
+    smoke_run, run_stage, tmp_path, monkeypatch
+):
+    for name in ("data", "scid", "sft"):
+        shutil.copytree(smoke_run / name, tmp_path / "run" / name)
+    options = {"report_to": "tensorboard", "logging_steps": 1}
+    decide = CurriculumRun.decide
+
+    def dies_in_the_second(self, folder, entry, started):
+        if folder.name.startswith("1-"):
+            raise KeyboardInterrupt
+        decide(self, folder, entry, started)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CurriculumRun, "decide", dies_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("sp_dpo", tmp_path / "run", **options)
+    run_stage("sp_dpo", tmp_path / "run", **options)
+    found = curves(tmp_path / "run" / "tracking" / "sp_dpo")
+    curriculum = json.loads((tmp_path / "run" / "sp_dpo" / "curriculum.json").read_text())
+    steps = [stage["steps"] for stage in curriculum["stages"]]
+    judged = [curriculum["initial"], *curriculum["stages"]]
+    assert found["eval/recall@10"] == [
+        (sum(steps[:number]), round(entry["metrics"]["recall@10"], 4)) for number, entry in enumerate(judged)
+    ]
+    assert [step for step, _ in found["train/loss"]] == list(range(1, sum(steps) + 1))
+
+
 GROUPED = """
 import os
 from types import SimpleNamespace
@@ -143,7 +171,6 @@ def stage(name, losses, resumed=False, first=0):
     folder = Path("work", name)
     folder.mkdir(parents=True, exist_ok=True)
     tracking = StageTracking([KIND], "runs/yelp", name, folder, resumed, {"beta": 0.1, "path": Path("x")})
-    tracking.on_train_begin(None, SimpleNamespace(global_step=first), None)
     for step, loss in enumerate(losses, first + 1):
         tracking.on_log(None, SimpleNamespace(global_step=step), None, {"loss": loss})
     return tracking
