@@ -14,6 +14,7 @@ ORDER = [
     "progress",
     "suggestions",
     "finite_loss",
+    "one_device",
     "process_seeds",
     "processes",
     "snapshots",

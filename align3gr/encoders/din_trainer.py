@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, set_seed
 
 from align3gr.encoders.collaborative import interaction_counts
 from align3gr.encoders.configuration_din import DINConfig
@@ -19,12 +19,14 @@ from align3gr.encoders.histories import VALIDATION_NEGATIVES, Histories, auc_of_
 from align3gr.encoders.modeling_din import DINModel
 from align3gr.encoders.semantic import SETTINGS, read_settings
 from align3gr.errors import InputError
+from align3gr.one_device import OneDeviceArguments
 from align3gr.progress import is_watched
 from align3gr.tracking import follow
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 4096
+MODEL_SETTINGS = ("attention_dims", "hidden_dims", "attention", "activation", "mini_batch_l2", "max_history")
 
 
 @dataclass
@@ -110,7 +112,8 @@ def train_din(
         The validation AUC of every epoch.
 
     Raises:
-        InputError: no user has the three items that a history, a target and a validation item need.
+        InputError: no user has the three items that a history, a target and a validation item need, or training
+            diverged.
     """
     histories = Histories(sequences, model.config.num_items, model.config.max_history)
     rng = np.random.default_rng(config.seed)
@@ -120,7 +123,30 @@ def train_din(
     first = histories.starts[:-1][histories.lengths > 0]
     training = np.setdiff1d(np.arange(len(histories.items)), np.concatenate([held_out, first]))
     negatives = histories.negatives(histories.user_of[last], VALIDATION_NEGATIVES, rng)
-    args = TrainingArguments(
+    trainer = Trainer(
+        model=model,
+        args=_arguments(config, output_dir),
+        data_collator=cast(Any, TargetCollator(config.negatives, config.seed)),
+        train_dataset=TargetDataset(histories, training),
+        eval_dataset=TargetDataset(histories, last, negatives),
+        compute_metrics=target_auc,
+        preprocess_logits_for_metrics=lambda outputs, labels: outputs[0],
+        callbacks=[EarlyStoppingCallback(config.patience)],
+    )
+    follow(trainer, "din")
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    vectors = model.item_embeddings.weight
+    if not (np.isfinite(losses).all() and vectors.isfinite().all()):
+        raise InputError(
+            f"learning_rate: din diverged at a rate of {config.learning_rate:.2g}, losses by epoch "
+            f"{', '.join(f'{loss:.3g}' for loss in losses)}; lower it"
+        )
+    return [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
+
+
+def _arguments(config: DINTrainingConfig, output_dir: str | Path) -> OneDeviceArguments:
+    return OneDeviceArguments(
         output_dir=str(output_dir),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -136,6 +162,7 @@ def train_din(
         metric_for_best_model="auc",
         greater_is_better=True,
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # or the log shows the last loss that was a number
         report_to=[],
         remove_unused_columns=False,
         label_names=["labels"],
@@ -143,19 +170,6 @@ def train_din(
         seed=config.seed,
         disable_tqdm=not is_watched(),
     )
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=cast(Any, TargetCollator(config.negatives, config.seed)),
-        train_dataset=TargetDataset(histories, training),
-        eval_dataset=TargetDataset(histories, last, negatives),
-        compute_metrics=target_auc,
-        preprocess_logits_for_metrics=lambda outputs, labels: outputs[0],
-        callbacks=[EarlyStoppingCallback(config.patience)],
-    )
-    follow(trainer, "din")
-    trainer.train()
-    return [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
 
 class DINEncoder:
@@ -166,12 +180,23 @@ class DINEncoder:
 
     Args:
         dim: width of the vectors.
-        training: schedule; its seed is that of the encoder.
+        seed: of weights, batches and negatives; that of `training` where None.
+        training: schedule.
         model: settings of the [`DINModel`] other than `num_items` and `embedding_dim`.
+
+    Raises:
+        InputError: a setting has no such name; in `fit`, histories are too short, or training diverged.
     """
 
-    def __init__(self, dim: int = 64, training: DINTrainingConfig | None = None, **model: Any) -> None:
-        self.dim, self.training, self.settings = dim, training or DINTrainingConfig(), model
+    def __init__(
+        self, dim: int = 64, seed: int | None = None, *, training: DINTrainingConfig | None = None, **model: Any
+    ) -> None:
+        unknown = next((name for name in model if name not in MODEL_SETTINGS), None)
+        if unknown:
+            raise InputError(f"{unknown}: no setting of a DIN; expected one of {', '.join(MODEL_SETTINGS)}")
+        training = training or DINTrainingConfig()
+        self.training = training if seed is None else replace(training, seed=seed)
+        self.dim, self.seed, self.settings = dim, self.training.seed, model
         self.auc: list[float] = []
 
     def fit(self, sequences: Sequence[np.ndarray], num_items: int) -> None:
@@ -206,13 +231,16 @@ class DINEncoder:
     def save(self, folder: str | Path) -> None:
         """The model as `save_pretrained` writes it, so that `AutoModel` opens it, and `encoder.json`."""
         self.model.save_pretrained(folder)
-        settings = {"type": "din", "auc": self.auc}
+        settings = {"type": "din", "auc": self.auc, "training": asdict(self.training)}
         Path(folder, SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "DINEncoder":
         """What `save` wrote into the folder."""
-        model = DINModel.from_pretrained(folder).eval()
-        encoder = cls(model.config.embedding_dim)
-        encoder.model, encoder.auc = model, read_settings(folder)["auc"]
+        model, saved = DINModel.from_pretrained(folder).eval(), read_settings(folder)
+        # Folders of earlier versions hold no schedule, which a trained encoder does not need.
+        training = DINTrainingConfig(**saved.get("training", {}))
+        settings = {name: getattr(model.config, name) for name in MODEL_SETTINGS}
+        encoder = cls(model.config.embedding_dim, training=training, **settings)
+        encoder.model, encoder.auc = model, saved["auc"]
         return encoder

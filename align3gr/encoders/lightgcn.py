@@ -36,7 +36,7 @@ class LightGCNEncoder:
         patience: training ends when the AUC has not grown for this many epochs; the best one is kept.
 
     Raises:
-        InputError: torch_geometric is not installed.
+        InputError: torch_geometric is not installed; in `fit`, training diverged.
     """
 
     def __init__(
@@ -89,6 +89,11 @@ class LightGCNEncoder:
                 self._step(model, optimizer, graph, pairs[:, batch], histories, rng)
             with torch.no_grad():
                 final = model.get_embedding(graph).cpu()
+            if not final.isfinite().all():
+                raise InputError(
+                    f"learning_rate: lightgcn diverged in epoch {epoch + 1} at a rate of {self.learning_rate:.2g}; "
+                    "lower it"
+                )
             owner = torch.from_numpy(histories.user_of[last])
             logits = (final[owner][:, None] * final[users + validation]).sum(-1)
             self.auc.append(auc_of_true_items(logits.numpy()))

@@ -35,9 +35,12 @@ class SentenceTransformerEncoder:
         prompt: text put before every text, as some models want it.
         normalize: scale vectors to length 1.
         cache: folder of the cache, `default_cache()` if None; False does without.
+        revision: branch, tag or commit of a model on the Hub. The commit that was found is kept in the attribute of
+            this name and saved: an encoder stays what it was when the model moves on.
 
     Raises:
-        InputError: sentence-transformers is not installed, or the model cannot be loaded.
+        InputError: sentence-transformers is not installed, the model cannot be loaded, the cache cannot be written, or
+            a folder was given a revision.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class SentenceTransformerEncoder:
         prompt: str = "",
         normalize: bool = False,
         cache: str | Path | bool | None = None,
+        revision: str | None = None,
     ) -> None:
         try:
             from sentence_transformers import SentenceTransformer
@@ -60,18 +64,18 @@ class SentenceTransformerEncoder:
                 raise InputError(f"{name}: got {value}, expected 1 or more")
         # A folder is named in full: the saved settings are read from elsewhere.
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
+        if revision and Path(self.model).is_dir():
+            raise InputError(f"revision: got '{revision}', a folder ({self.model}) has none; leave it out")
         try:
-            self._model = SentenceTransformer(self.model)
+            self._model = SentenceTransformer(self.model, revision=revision)
         except (OSError, ValueError) as error:
             raise InputError(f"semantic_model: '{model}' cannot be loaded: {' '.join(str(error).split())}") from error
         self.batch_size, self.num_processes, self.prompt, self.normalize = batch_size, num_processes, prompt, normalize
+        self.revision = hub_commit(self.model, revision) or revision
         self._cache: VectorCache | None = None
         if cache is not False:
             folder = default_cache() if cache is None or cache is True else Path(cache)
-            try:
-                self._cache = VectorCache(folder, self.identity())
-            except OSError as error:
-                raise InputError(f"cache: cannot write {folder}: {error.strerror}; choose another folder") from error
+            self._cache = VectorCache(folder, self.identity())
 
     @property
     def dim(self) -> int:
@@ -80,7 +84,7 @@ class SentenceTransformerEncoder:
 
     def identity(self) -> str:
         """All that a vector depends on beside its text: weights, prompt, normalisation, longest text."""
-        settings = [model_revision(self.model), self.prompt, self.normalize, self._model.max_seq_length]
+        settings = [model_revision(self.model, self.revision), self.prompt, self.normalize, self._model.max_seq_length]
         return json.dumps(settings)
 
     def fit(self, texts: Sequence[str]) -> None:
@@ -144,14 +148,14 @@ class SentenceTransformerEncoder:
             self._model.stop_multi_process_pool(pool)
 
     def save(self, folder: str | Path) -> None:
-        """Id or path of the model and the settings; not the weights."""
+        """Id and commit, or path, of the model and the settings; not the weights."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        names = ("model", "batch_size", "prompt", "normalize")
+        names = ("model", "revision", "batch_size", "prompt", "normalize")
         settings = {"type": "sentence-transformers", **{name: getattr(self, name) for name in names}}
         Path(folder, "encoder.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def model_revision(model: str) -> str:
+def model_revision(model: str, revision: str | None = None) -> str:
     """What tells two versions of a model apart: the hash of a folder's files, or id and commit of a Hub model."""
     if Path(model).is_dir():
         digest = hashlib.sha256()
@@ -160,8 +164,16 @@ def model_revision(model: str) -> str:
                 inner = hashlib.file_digest(content, "sha256").hexdigest()
             digest.update(f"{file.relative_to(model)}\0{inner}\n".encode())
         return digest.hexdigest()
+    commit = hub_commit(model, revision) or revision
+    return f"{model}@{commit}" if commit else model
+
+
+def hub_commit(model: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub model that was loaded before; None for a folder."""
+    if Path(model).is_dir():
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     # The model was loaded before, so its files are there; the folder above them is named after the commit.
-    config = try_to_load_from_cache(model, "config.json")
-    return f"{model}@{Path(config).parent.name}" if isinstance(config, str) else model
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else None

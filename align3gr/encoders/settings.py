@@ -109,7 +109,7 @@ def collaborative_encoder(settings: EncoderSettings) -> CollaborativeEncoder:
 
         training = DINTrainingConfig(learning_rate=settings.learning_rate, epochs=settings.epochs, seed=seed)
         model = {name: getattr(settings, name) for name in ("attention", "max_history", "mini_batch_l2")}
-        return DINEncoder(dim, training, **model)
+        return DINEncoder(dim, training=training, **model)
     if settings.collaborative == "lightgcn":
         from align3gr.encoders.lightgcn import LightGCNEncoder
 

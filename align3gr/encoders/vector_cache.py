@@ -15,6 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from align3gr.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "ALIGN3GR_CACHE"
@@ -48,11 +50,17 @@ class VectorCache:
     Args:
         folder: where the caches of all models stand.
         identity: everything beside the text that a vector depends on.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, identity: str) -> None:
         self.folder = Path(folder) / "texts" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cache: cannot write {folder}: {error.strerror}; choose another folder") from error
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """The vectors that are there, each `(dim,)` float32, by `text_key`."""

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from align3gr.encoders import DINEncoder, DINTrainingConfig, load_collaborative_encoder
 from align3gr.encoders.histories import Histories, auc_of_true_items
@@ -28,7 +29,7 @@ SCHEDULE = DINTrainingConfig(learning_rate=1e-2, batch_size=128, epochs=4, seed=
 
 @pytest.fixture(scope="module")
 def encoder() -> DINEncoder:
-    encoder = DINEncoder(8, SCHEDULE)
+    encoder = DINEncoder(8, training=SCHEDULE)
     encoder.fit(kinds(300, 0), 42)
     return encoder
 
@@ -49,7 +50,7 @@ def test_attention_to_the_target_beats_the_mean_where_users_have_several_interes
     auc = {}
     for attention in ("target", "mean"):
         schedule = DINTrainingConfig(learning_rate=1e-2, batch_size=256, epochs=8, seed=0)
-        encoder = DINEncoder(4, schedule, attention=attention)
+        encoder = DINEncoder(4, training=schedule, attention=attention)
         encoder.fit(four_interests(400, 0), 96)
         auc[attention] = max(encoder.auc)
     assert auc["target"] > auc["mean"] + 0.03
@@ -71,7 +72,7 @@ def changing_interest(users: int, seed: int) -> list[np.ndarray]:
 def test_places_in_the_history_matter_where_interests_change():
     auc = {}
     for attention in ("target", "recency", "mean"):
-        encoder = DINEncoder(8, DINTrainingConfig(1e-2, 256, epochs=6, seed=0), attention=attention)
+        encoder = DINEncoder(8, 0, training=DINTrainingConfig(1e-2, 256, epochs=6), attention=attention)
         encoder.fit(changing_interest(300, 0), 40)
         auc[attention] = max(encoder.auc)
     # Both together see which of the recent items the target belongs to, one weight a place does not.
@@ -99,7 +100,7 @@ def test_unknown_items_and_users_get_the_zero_vector(encoder):
 
 
 def test_the_same_seed_gives_the_same_vectors_and_a_saved_encoder_too(encoder, tmp_path):
-    again = DINEncoder(8, SCHEDULE)
+    again = DINEncoder(8, training=SCHEDULE)
     again.fit(kinds(300, 0), 42)
     assert np.array_equal(again.item_vectors, encoder.item_vectors) and again.auc == encoder.auc
     encoder.save(tmp_path)
@@ -115,3 +116,39 @@ def test_too_short_histories_are_refused():
         DINEncoder(8).fit([np.array([0, 1])] * 5, 3)
     with pytest.raises(InputError, match="epochs: got 0, expected 1 or more"):
         DINTrainingConfig(epochs=0)
+
+
+def test_training_that_diverges_says_so():
+    schedule = DINTrainingConfig(learning_rate=1e30, batch_size=32, epochs=2)
+    with pytest.raises(InputError, match=r"learning_rate: din diverged at a rate of 1e\+30, losses by epoch .*nan"):
+        DINEncoder(4, training=schedule).fit(kinds(60, 0), 42)
+
+
+def test_a_second_gpu_changes_nothing(monkeypatch):
+    # What Trainer then does needs no GPU: batches of twice the size, and nn.DataParallel around the model.
+    schedule, auc = DINTrainingConfig(learning_rate=1e-2, batch_size=32, epochs=2), []
+    for gpus in (1, 2):
+        monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self, gpus=gpus: gpus))
+        encoder = DINEncoder(4, 3, training=schedule)
+        encoder.fit(kinds(60, 0), 42)
+        auc.append(encoder.auc)
+    assert auc[0] == auc[1]
+
+
+def test_seed_and_settings_are_those_given_and_a_saved_encoder_keeps_them(tmp_path):
+    schedule = DINTrainingConfig(batch_size=64, epochs=1, seed=5)
+    assert DINEncoder(4).seed == 42 and DINEncoder(4, 0).training.seed == 0
+    assert DINEncoder(4, training=schedule).seed == 5 and DINEncoder(4, 7, training=schedule).seed == 7
+    assert schedule.seed == 5
+    with pytest.raises(InputError, match="atention: no setting of a DIN; expected one of attention_dims"):
+        DINEncoder(4, atention="mean")
+    encoder = DINEncoder(4, 7, training=schedule, attention="mean", hidden_dims=(6,))
+    encoder.fit(kinds(60, 0), 42)
+    encoder.save(tmp_path)
+    loaded = load_collaborative_encoder(tmp_path)
+    assert (loaded.dim, loaded.seed, loaded.training) == (4, 7, encoder.training)
+    loaded.fit(kinds(60, 0), 42)
+    assert np.array_equal(loaded.item_vectors, encoder.item_vectors)
+    # Folders of earlier versions hold no schedule.
+    (tmp_path / "encoder.json").write_text('{"type": "din", "auc": [0.5]}')
+    assert np.array_equal(load_collaborative_encoder(tmp_path).item_vectors, encoder.item_vectors)

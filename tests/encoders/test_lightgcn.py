@@ -36,3 +36,12 @@ def test_kinds_are_told_apart_and_a_user_is_one_more_convolution(tmp_path):
     loaded = load_collaborative_encoder(tmp_path)
     assert np.array_equal(loaded.item_vectors, items)
     assert np.array_equal(loaded.encode_users([np.array([1, 3])]), encoder.encode_users([np.array([1, 3])]))
+
+
+def test_training_that_diverges_says_so():
+    pytest.importorskip("torch_geometric", reason="torch_geometric is not installed")
+    encoder = LightGCNEncoder(dim=4, epochs=3, learning_rate=1e30)
+    with pytest.raises(
+        InputError, match=r"learning_rate: lightgcn diverged in epoch \d at a rate of 1e\+30; lower it"
+    ):
+        encoder.fit(two_kinds(), 22)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -124,9 +125,40 @@ def test_a_saved_encoder_names_the_model_and_its_settings(tiny, tmp_path):
     assert np.allclose(loaded.encode(["rice"]), encoder.encode(["rice"]), atol=1e-6)
 
 
+def test_an_encoder_stays_at_its_commit_when_the_model_moves_on(tiny, tmp_path, monkeypatch):
+    import huggingface_hub
+    import sentence_transformers
+
+    head, asked, original = {"main": "a" * 40}, [], sentence_transformers.SentenceTransformer
+
+    def load(model, revision=None):
+        asked.append((model, revision))
+        return original(tiny)
+
+    def in_cache(model, file, revision=None):
+        return f"/cache/{model}/snapshots/{head.get(revision or 'main', revision)}/{file}"
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", load)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", in_cache)
+    encoder = SentenceTransformerEncoder("a/model", cache=tmp_path / "cache")
+    assert encoder.revision == "a" * 40 and json.loads(encoder.identity())[0] == "a/model@" + "a" * 40
+    encoder.save(tmp_path / "encoder")
+    head["main"] = "b" * 40
+    loaded = load_text_encoder(tmp_path / "encoder", cache=tmp_path / "cache")
+    assert asked == [("a/model", None), ("a/model", "a" * 40)] and loaded.identity() == encoder.identity()
+    assert SentenceTransformerEncoder("a/model", cache=False).revision == "b" * 40
+    # Folders of earlier versions name no commit.
+    settings = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
+    del settings["revision"]
+    (tmp_path / "encoder" / "encoder.json").write_text(json.dumps(settings))
+    assert load_text_encoder(tmp_path / "encoder", cache=False).revision == "b" * 40
+
+
 def test_wrong_input_is_named(tmp_path, tiny):
     with pytest.raises(InputError, match="num_processes: got 0"):
         SentenceTransformerEncoder(tiny, num_processes=0)
+    with pytest.raises(InputError, match=r"revision: got 'main', a folder .* has none"):
+        SentenceTransformerEncoder(tiny, revision="main", cache=False)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"semantic_model: .* cannot be loaded"):
         SentenceTransformerEncoder(str(tmp_path), cache=False)

@@ -167,6 +167,12 @@ class Counting:
         return np.array([len(text) for text in texts], dtype=np.float64)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cache: cannot write"):
+        score_texts(Counting(), ["aa"], tmp_path / "file", progress=False)
+
+
 def test_a_text_is_scored_once_by_each_scorer(tmp_path):
     first = Counting()
     scores = score_texts(first, ["aa", "bbb", "aa", " "], tmp_path, progress=False)

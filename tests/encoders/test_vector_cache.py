@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from align3gr.encoders.vector_cache import VectorCache, default_cache, text_key, write_atomically
+from align3gr.errors import InputError
 
 KEYS = [text_key(text) for text in ("a", "b", "c")]
 
@@ -18,6 +19,12 @@ def test_vectors_come_back_by_text_and_models_do_not_meet(tmp_path):
     found = VectorCache(tmp_path, "model 1").load([KEYS[2], KEYS[0], text_key("d")])
     assert {key: vector.tolist() for key, vector in found.items()} == {KEYS[2]: [5, 6], KEYS[0]: [1, 2]}
     assert VectorCache(tmp_path, "model 2").load(KEYS) == {}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cache: cannot write .*file: .*; choose another folder"):
+        VectorCache(tmp_path / "file", "model")
 
 
 def test_an_unreadable_shard_is_left_out_with_a_warning(tmp_path, caplog):
