@@ -33,7 +33,7 @@ from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.encoders import Embeddings
 from align3gr.scid import DualSCIDModel, FeatureTable, embed_all, measure_quality, read_code_table
-from align3gr.scid.dual_scid_trainer import raw_auc, score_auc
+from align3gr.scid.dual_scid_metrics import raw_auc, score_auc
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -24,12 +24,8 @@ if TYPE_CHECKING:
     from align3gr.scid.collisions import CollisionReport, resolve_collisions
     from align3gr.scid.configuration_dual_scid import DualSCIDConfig
     from align3gr.scid.configuration_rqvae import CodebookProposal, RQVAEConfig, propose_codebook_sizes
-    from align3gr.scid.dual_scid_trainer import (
-        CollapsedCodebookError,
-        DualSCIDTrainer,
-        DualSCIDTrainingConfig,
-        train_dual_scid,
-    )
+    from align3gr.scid.dual_scid_metrics import CollapsedCodebookError
+    from align3gr.scid.dual_scid_trainer import DualSCIDTrainer, DualSCIDTrainingConfig, train_dual_scid
     from align3gr.scid.embedding_init import resize_scid_embeddings
     from align3gr.scid.features import Codes, FeatureTable, PinnedCodes, assign_codes, embed_all
     from align3gr.scid.losses import u2i_loss
@@ -61,12 +57,8 @@ __getattr__, __all__ = attach(
         "collisions": ("CollisionReport", "resolve_collisions"),
         "configuration_dual_scid": ("DualSCIDConfig",),
         "configuration_rqvae": ("CodebookProposal", "RQVAEConfig", "propose_codebook_sizes"),
-        "dual_scid_trainer": (
-            "CollapsedCodebookError",
-            "DualSCIDTrainer",
-            "DualSCIDTrainingConfig",
-            "train_dual_scid",
-        ),
+        "dual_scid_metrics": ("CollapsedCodebookError",),
+        "dual_scid_trainer": ("DualSCIDTrainer", "DualSCIDTrainingConfig", "train_dual_scid"),
         "embedding_init": ("resize_scid_embeddings",),
         "features": ("Codes", "FeatureTable", "PinnedCodes", "assign_codes", "embed_all"),
         "losses": ("u2i_loss",),

@@ -3,7 +3,9 @@
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -188,7 +190,8 @@ class SCIDAssigner:
 
         Args:
             profiles: profile texts; the empty text gives the zero vector, as in training.
-            histories: item ids of each user, oldest first; none or items added later count as no behaviour.
+            histories: item ids of each user, oldest first; none or items added later count as no behaviour. Not read
+                where codes are made from texts alone.
 
         Returns:
             `(users, levels)` int64.
@@ -202,11 +205,12 @@ class SCIDAssigner:
         histories = [[] for _ in profiles] if histories is None else histories
         if len(histories) != len(profiles):
             raise InputError(f"histories: got {len(histories)} for {len(profiles)} profiles")
+        semantic_dim, collaborative_dim = config.encoder_dims("user")
         semantic = collaborative = None
-        if config.user_semantic_dim and self.text_encoder is not None:
-            semantic = torch.from_numpy(self.text_encoder.encode(list(profiles)))
-        if config.user_collaborative_dim:
-            collaborative = torch.from_numpy(self._user_behaviour(histories, config.user_collaborative_dim))
+        if semantic_dim:
+            semantic = torch.from_numpy(self._encode(profiles))
+        if collaborative_dim:
+            collaborative = torch.from_numpy(self._user_behaviour(histories, collaborative_dim))
         features = FeatureTable(semantic, collaborative)
         return quantize_all(self.model.embed_users, self.model.user_rqvae, features)[0]
 
@@ -227,24 +231,34 @@ class SCIDAssigner:
         return np.zeros((len(histories), dim), dtype=np.float32)
 
     def _item_features(self, texts: Sequence[str]) -> FeatureTable:
-        config = self.model.config
+        semantic_dim, collaborative_dim = self.model.config.encoder_dims("item")
         semantic = collaborative = None
-        if config.item_semantic_dim and self.text_encoder is not None:
-            semantic = self.text_encoder.encode(list(texts)).astype(np.float32)
-        if config.item_collaborative_dim:
-            collaborative = np.zeros((len(texts), config.item_collaborative_dim), dtype=np.float32)
+        if semantic_dim:
+            semantic = self._encode(texts)
+        if collaborative_dim:
+            collaborative = np.zeros((len(texts), collaborative_dim), dtype=np.float32)
             if semantic is not None:
                 collaborative = self._guess_behaviour(semantic)
         return FeatureTable(*(None if part is None else torch.from_numpy(part) for part in (semantic, collaborative)))
 
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        return cast(TextEncoder, self.text_encoder).encode(list(texts)).astype(np.float32)
+
+    @cached_property
+    def _neighbours(self) -> tuple[np.ndarray, np.ndarray]:
+        """Texts and behaviour of the items that have any, of length 1. Shapes: `(items, dim)` each.
+
+        Items that were added have a guess in place of behaviour: nothing is guessed from them.
+        """
+        texts, behaviour = self._vectors.semantic, self._vectors.collaborative
+        if texts is None or behaviour is None:
+            raise InputError("vectors: the embeddings of the catalogue lack a kind that the model uses")
+        known = behaviour.any(1)
+        return _unit(texts[known]), behaviour[known] / np.linalg.norm(behaviour[known], axis=1, keepdims=True)
+
     def _guess_behaviour(self, semantic: np.ndarray) -> np.ndarray:
         """Collaborative vectors of the nearest texts, averaged. Shapes: `(new, dim)` -> `(new, dim)`."""
-        known_texts, known = self._vectors.semantic, self._vectors.collaborative
-        if known_texts is None or known is None:
-            raise InputError("vectors: the embeddings of the catalogue lack a kind that the model uses")
-        known_texts, known = known_texts[known.any(1)], known[known.any(1)]
-        known = known / np.linalg.norm(known, axis=1, keepdims=True)
-        known_texts, blocks = _unit(known_texts), []
+        (known_texts, known), blocks = self._neighbours, []
         for start in range(0, len(semantic), ROWS_AT_ONCE):  # new items times catalogue would not fit into memory
             similarity = _unit(semantic[start : start + ROWS_AT_ONCE]) @ known_texts.T
             count = min(NEIGHBOURS, similarity.shape[1])

@@ -6,9 +6,12 @@ LETTER publish, `{"0": ["<a_80>", "<b_235>"], ...}`, where the letter is the lev
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -146,11 +149,19 @@ def load_codebook_sizes(path: str | Path) -> tuple[list[int], list[int]]:
         path: a file that [`save_codebook_sizes`] wrote.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file is missing, or another one.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: not found; run the scid stage first")
-    sizes = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        sizes = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); run the scid stage again") from None
+    sides = [sizes.get(side) for side in ("item", "user")] if isinstance(sizes, dict) else [None]
+    if not all(isinstance(side, list) and all(type(size) is int and size > 0 for size in side) for side in sides):
+        raise InputError(
+            f'{path}: expected {{"item": [256, ...], "user": [...]}}, codes of each level; run the scid stage again'
+        )
     return sizes["item"], sizes["user"]
 
 
@@ -191,20 +202,30 @@ def _read_parquet(path: Path, id_column: str) -> CodeTable:
 
 def _read_index(path: Path) -> CodeTable:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_each_once, path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not JSON ({error}); give an index such as Yelp.index.json") from None
     if not isinstance(index, dict) or not index:
         raise InputError(f'{path}: expected {{item: ["<a_12>", "<b_3>", ...]}} with at least one item')
-    rows, levels = [], None
+    rows: list[list[int]] = []
     for item, tokens in index.items():
-        levels = levels or (len(tokens) if isinstance(tokens, list) else 0)
-        if not isinstance(tokens, list) or len(tokens) != levels:
+        if not isinstance(tokens, list) or not tokens:
+            raise InputError(f"{path}: item '{item}' has {tokens!r}, expected a list of tokens such as <a_12>")
+        if rows and len(tokens) != len(rows[0]):
             raise InputError(
-                f"{path}: item '{item}' has {tokens!r}, expected a list of {levels} tokens like the first"
+                f"{path}: item '{item}' has {tokens!r}, expected a list of {len(rows[0])} tokens like the first"
             )
         rows.append([_index_code(path, item, level, token) for level, token in enumerate(tokens)])
     return CodeTable(list(index), np.asarray(rows, dtype=np.int64), str(path))
+
+
+def _each_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose reader would take the last of two entries of one name."""
+    index = dict(pairs)
+    if len(index) < len(pairs):
+        twice = next(item for item, count in Counter(item for item, _ in pairs).items() if count > 1)
+        raise InputError(f"{path}: item '{twice}' stands there twice; keep one entry an item")
+    return index
 
 
 def _index_code(path: Path, item: str, level: int, token: object) -> int:

@@ -25,7 +25,7 @@ class CollisionReport:
 
     Attributes:
         strategy: what was done.
-        collided: items that shared their codes with another item before.
+        collided: items that shared their codes with another item before, one whose codes were taken already included.
         moved: items whose codes changed; 0 with an extra level, which leaves the others as they are.
         extra_distance: mean increase of the squared distance between an item's latent and the sum of its code vectors,
             over all items.
@@ -65,7 +65,9 @@ def resolve_collisions(
     """
     if strategy not in STRATEGIES:
         raise InputError(f"collisions: got '{strategy}', choose from {', '.join(STRATEGIES)}")
-    before = codes
+    # A set is the caller's own, which receives the paths given now.
+    used = taken if isinstance(taken, set) else {tuple(path) for path in ([] if taken is None else taken.tolist())}
+    before, collided = codes, _collided(codes, used)
     if strategy == "none":
         codes = codes.copy()
     elif strategy == "extra-level":
@@ -77,7 +79,7 @@ def resolve_collisions(
         latents = np.asarray(latents, dtype=np.float32)
         codes = codes.copy()
         if strategy == "nearest-free":
-            _take_free_paths(codes, latents, books, taken)
+            _take_free_paths(codes, latents, books, used)
         else:
             _spill_large_groups(codes, latents, books)
             _reassign_last_level(codes, latents, books, strategy)
@@ -85,7 +87,8 @@ def resolve_collisions(
     remaining = int(counts[counts > 1].sum())
     if remaining and strategy != "none":
         raise RuntimeError(f"{remaining} items still share their codes after '{strategy}'")
-    return codes, _report(strategy, before, codes, latents, codebooks, remaining)
+    moved, extra = _cost(before, codes, latents, codebooks)
+    return codes, CollisionReport(strategy, collided, moved, extra, remaining)
 
 
 def distances(codes: np.ndarray, latents: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
@@ -138,10 +141,9 @@ def _sinkhorn_cost(distance: np.ndarray, epsilon: float = 0.05, iterations: int 
 
 
 def _take_free_paths(
-    codes: np.ndarray, latents: np.ndarray, books: Sequence[np.ndarray], taken: np.ndarray | set | None
+    codes: np.ndarray, latents: np.ndarray, books: Sequence[np.ndarray], used: set[tuple[int, ...]]
 ) -> None:
-    """The best item of a group keeps its codes, the others take the cheapest free path, in place."""
-    used = taken if isinstance(taken, set) else {tuple(path) for path in ([] if taken is None else taken.tolist())}
+    """The best item of a group keeps its codes, the others take the cheapest path that is not used, in place."""
     order = np.argsort(distances(codes, latents, books), kind="stable")
     kept, later = set(), []
     for row in order:
@@ -206,19 +208,23 @@ def _spill_large_groups(codes: np.ndarray, latents: np.ndarray, books: Sequence[
                 raise InputError(f"codes: no prefix beside {stem} has room; use larger codebooks or one more level")
 
 
-def _report(
-    strategy: str,
-    before: np.ndarray,
-    after: np.ndarray,
-    latents: np.ndarray | None,
-    codebooks: Sequence[np.ndarray],
-    remaining: int,
-) -> CollisionReport:
-    _, inverse, counts = np.unique(before, axis=0, return_inverse=True, return_counts=True)
+def _collided(codes: np.ndarray, used: set[tuple[int, ...]]) -> int:
+    """Items that share their codes with each other, or with what is used already. Shape: `(items, levels)`."""
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    shared = counts[inverse.ravel()] > 1
+    if used:
+        shared |= np.fromiter((tuple(path) in used for path in codes.tolist()), bool, len(codes))
+    return int(shared.sum())
+
+
+def _cost(
+    before: np.ndarray, after: np.ndarray, latents: np.ndarray | None, codebooks: Sequence[np.ndarray]
+) -> tuple[int, float]:
+    """Items that moved, and the mean increase of the squared distance. Shapes: `(items, levels)` each."""
     same = after[:, : before.shape[1]]
     moved = (before != same).any(1)
     extra = 0.0
     if moved.any() and latents is not None:
         cost = (distances(codes[moved], latents[moved], codebooks) for codes in (same, before))
         extra = float((next(cost) - next(cost)).sum() / len(before))
-    return CollisionReport(strategy, int((counts[inverse] > 1).sum()), int(moved.sum()), extra, remaining)
+    return int(moved.sum()), extra

@@ -6,21 +6,22 @@ first epochs without the quantisers: k-means then starts the code books on laten
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer
 
 from align3gr.encoders.collaborative import interaction_matrix
 from align3gr.errors import InputError
 from align3gr.finite_loss import FiniteLoss
+from align3gr.one_device import OneDeviceArguments
 from align3gr.progress import is_watched
-from align3gr.scid.features import FeatureTable, PinnedCodes, embed_all, quantize_all
+from align3gr.scid.dual_scid_metrics import DualSCIDHistory, book_metrics, pair_auc, raw_auc
+from align3gr.scid.features import FeatureTable, PinnedCodes, embed_all
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
-from align3gr.scid.modeling_rqvae import RQVAEModel
 from align3gr.scid.pairs import PairCollator, PairDataset
 from align3gr.tracking import StageTracking, follow
 
@@ -67,29 +68,17 @@ class DualSCIDTrainingConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        epochs = ("alignment_epochs", "autoencoder_epochs", "quantization_epochs")
+        for name in ("batch_size", "patience", *epochs, "alpha", "weight_decay"):
+            least = 1 if name in ("batch_size", "patience") else 0
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected {least} or more")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate: got {self.learning_rate}, expected more than 0")
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout: got {self.holdout}, expected a number between 0 and 1")
-        if self.gamma <= 0:
+        if not self.gamma > 0:
             raise InputError(f"gamma: got {self.gamma}, expected more than 0: without it there is nothing to quantise")
-
-
-class CollapsedCodebookError(InputError):
-    """A level uses so few codes that its SCIDs would say next to nothing."""
-
-
-@dataclass
-class DualSCIDHistory:
-    """What training showed.
-
-    Attributes:
-        auc: on held-out train pairs, epoch by epoch over both phases, with or without U2I; empty without users.
-        raw_auc: the same of the concatenated features before training, which alignment must beat.
-        log: losses, AUC and health of the code books by epoch.
-    """
-
-    auc: list[float] = field(default_factory=list)
-    raw_auc: float | None = None
-    log: list[dict] = field(default_factory=list)
 
 
 class DualSCIDTrainer(FiniteLoss, Trainer):
@@ -129,67 +118,14 @@ class DualSCIDTrainer(FiniteLoss, Trainer):
         if users is not None:
             metrics["auc"] = pair_auc(model, users, items, self.auc_pairs)
         if self.books:
-            metrics |= _book_metrics("item", model.embed_items, model.item_rqvae, items)
+            metrics |= book_metrics("item", model.embed_items, model.item_rqvae, items)
             if users is not None:
-                metrics |= _book_metrics("user", model.embed_users, model.user_rqvae, users)
+                metrics |= book_metrics("user", model.embed_users, model.user_rqvae, users)
         model.train(training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _book_metrics(side: str, embed: Any, rqvae: RQVAEModel, table: FeatureTable) -> dict[str, float]:
-    """Utilisation, perplexity, entropy by level, quantisation error and collisions of all rows of a side.
-
-    Raises:
-        CollapsedCodebookError: a level uses one code, or has a perplexity below a twentieth of what it could have.
-    """
-    _, _, health = quantize_all(embed, rqvae, table, keep_latents=False)
-    metrics = {f"{side}_{name}": float(health[name]) for name in ("quantization_error", "collisions")}
-    for level, size in enumerate(rqvae.config.codebook_sizes):
-        for name in ("utilisation", "perplexity", "entropy"):
-            metrics[f"{side}_{name}_{level}"] = health[name][level]
-        perplexity = health["perplexity"][level]
-        if perplexity < max(1.0 + 1e-6, 0.05 * min(size, len(table))):
-            raise CollapsedCodebookError(
-                f"{side}_codebook_sizes: level {level} of {size} codes collapsed to perplexity {perplexity:.1f}; "
-                f"lower learning_rate, raise autoencoder_epochs, set sinkhorn_epsilon (0.01) or "
-                f"codebook_update: ema, or take a smaller code book"
-            )
-    return metrics
-
-
-def score_auc(users: torch.Tensor, items: torch.Tensor, pairs: np.ndarray, seed: int = 0) -> float:
-    """Chance that a user scores an item of theirs above a random one, by inner product.
-
-    Shapes: `(users, dim)`, `(items, dim)`, `pairs` `(pairs, 2)`.
-    """
-    negatives = torch.from_numpy(np.random.default_rng(seed).integers(len(items), size=len(pairs)))
-    chosen = users[pairs[:, 0]]
-    positive = (chosen * items[pairs[:, 1]]).sum(1)
-    negative = (chosen * items[negatives]).sum(1)
-    return ((positive > negative).float() + 0.5 * (positive == negative).float()).mean().item()
-
-
-@torch.no_grad()
-def pair_auc(model: DualSCIDModel, users: FeatureTable, items: FeatureTable, pairs: np.ndarray) -> float:
-    """AUC of the unified embeddings on pairs. Shape: `pairs` `(pairs, 2)`."""
-    user_vectors, item_vectors = embed_all(model, users, items)
-    return score_auc(cast(torch.Tensor, user_vectors), item_vectors, pairs)
-
-
-@torch.no_grad()
-def raw_auc(model: DualSCIDModel, users: FeatureTable, items: FeatureTable, pairs: np.ndarray) -> float | None:
-    """The same of the concatenated features, before any encoder; None where users and items have other widths."""
-    if users.dims != items.dims:
-        return None
-    everything = slice(None)
-    return score_auc(
-        model.user_encoder.features(**users.rows(everything)),
-        model.item_encoder.features(**items.rows(everything)),
-        pairs,
-    )
 
 
 class DualSCIDTraining:
@@ -258,9 +194,9 @@ class DualSCIDTraining:
         self._train("quantize", config.quantization_epochs)
         model.eval()
         if not config.quantization_epochs:  # whose evaluation looks at the code books otherwise
-            _book_metrics("item", model.embed_items, model.item_rqvae, self.items)
+            book_metrics("item", model.embed_items, model.item_rqvae, self.items)
             if self.users is not None:
-                _book_metrics("user", model.embed_users, model.user_rqvae, self.users)
+                book_metrics("user", model.embed_users, model.user_rqvae, self.users)
         return history
 
     def _train(self, phase: str, epochs: int) -> None:
@@ -300,9 +236,9 @@ class DualSCIDTraining:
             self.history.log += [{"phase": phase, **kept}] if len(kept) > 1 else []
         self.history.auc += [entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry]
 
-    def _arguments(self, phase: str, epochs: int) -> TrainingArguments:
+    def _arguments(self, phase: str, epochs: int) -> OneDeviceArguments:
         config = self.config
-        return TrainingArguments(
+        return OneDeviceArguments(
             output_dir=self.output_dir,
             num_train_epochs=epochs,
             per_device_train_batch_size=config.batch_size,
@@ -348,7 +284,8 @@ def train_dual_scid(
         train_sequences: item indices of each user.
         config: the schedule.
         output_dir: for the log and checkpoints.
-        pinned: codes that must stay.
+        pinned: codes of an earlier training, from which the code books start; who had codes keeps them only by
+            [`assign_codes`].
         tracking: where metrics are reported.
     """
     return DualSCIDTraining(model, users, items, train_sequences, config, output_dir, pinned, tracking).run()

@@ -42,7 +42,8 @@ def resize_scid_embeddings(
             rows' spread, so that near codes start near; user tokens start as with "mean" where they have no vectors.
         codebooks: for "codebook" the code vectors of "item", and of "user" where there are some: one `(codes, dim)`
             tensor a level.
-        noise: spread of the noise relative to that of the old rows; 1.0 for "mean" and 0.1 for "codebook" where None.
+        noise: spread of the noise of all rows relative to that of the old rows. Where None, 0.1 for rows that start
+            from a code's vector and 1.0 for all others.
         seed: of the noise and the projections. The global random state is left as it was.
         pad_to_multiple_of: round the number of rows up, for tensor cores; rows in excess start at the mean.
 
@@ -55,11 +56,14 @@ def resize_scid_embeddings(
     vocabulary = SCIDVocabulary.from_tokenizer(tokenizer)
     if init not in ("mean", "codebook"):
         raise InputError(f'init: got {init!r}, expected "mean" or "codebook"')
-    noise = (1.0 if init == "mean" else 0.1) if noise is None else noise
-    if noise < 0:
+    if noise is not None and noise < 0:
         raise InputError(f"noise: got {noise}, expected a number of 0 or more")
     vectors = _code_vectors(vocabulary, codebooks) if init == "codebook" else {}
     new = torch.tensor(vocabulary.token_ids)
+    position = {token_id: row for row, token_id in enumerate(new.tolist())}
+    noises = torch.full((len(new), 1), 1.0 if noise is None else noise)
+    if noise is None:
+        noises[[position[token_id] for token_ids in vectors for token_id in token_ids]] = 0.1
     have = _matrices(model)[0].shape[0]
     old_rows = min(have, int(new.min()))
     with torch.random.fork_rng(devices=[]):
@@ -69,8 +73,7 @@ def resize_scid_embeddings(
         mean, spread = _mean_and_spread(matrix[:old_rows])
         matrix[have:] = mean.to(matrix)
         scale = spread.square().sum().sqrt()
-        rows = mean + noise * spread * torch.randn(len(new), len(mean), generator=generator)
-        position = {token_id: row for row, token_id in enumerate(new.tolist())}
+        rows = mean + noises * spread * torch.randn(len(new), len(mean), generator=generator)
         for token_ids, values in vectors.items():
             rows[[position[i] for i in token_ids]] += scale * _project(values, len(mean), generator)
         matrix[new.to(matrix.device)] = rows.to(matrix)

@@ -32,7 +32,7 @@ class FeatureTable:
     def __post_init__(self) -> None:
         lengths = {len(part) for part in (self.semantic, self.collaborative) if part is not None}
         if len(lengths) != 1:
-            raise ValueError(
+            raise InputError(
                 f"a feature table needs one kind of features, or two of equal length; got {lengths or 'none'}"
             )
         self._length = lengths.pop()
@@ -247,7 +247,8 @@ def _beside_pinned(
     else:
         report = CollisionReport(strategy, 0, 0, 0.0, 0)
     # Of all items: pinned ones may share codes among themselves, and strategy none does not look at them.
-    return codes, replace(report, remaining=_sharing(codes))
+    extra = report.extra_distance * float((~known).mean())
+    return codes, replace(report, extra_distance=extra, remaining=_sharing(codes))
 
 
 def codebook_health(codes: np.ndarray, codebook_sizes: list[int]) -> dict[str, Any]:

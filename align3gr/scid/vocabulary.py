@@ -54,7 +54,7 @@ class SCIDVocabulary:
         """Finds the SCID tokens among the added tokens of any tokenizer.
 
         Raises:
-            ValueError: the tokenizer has no item SCID tokens, or a level has gaps.
+            InputError: the tokenizer has no item SCID tokens, or a level has gaps.
         """
         found: dict[str, dict[tuple[int, int], int]] = {ITEM_FAMILY: {}, USER_FAMILY: {}}
         for token, token_id in tokenizer.get_added_vocab().items():
@@ -63,7 +63,7 @@ class SCIDVocabulary:
                 family, level, code = match.groups()
                 found[family][int(level), int(code)] = token_id
         if not found[ITEM_FAMILY]:
-            raise ValueError(
+            raise InputError(
                 "the tokenizer has no item SCID tokens such as <i0_0>; make it with SCIDTokenizer.from_base(...)"
             )
         return cls(_token_table(found[ITEM_FAMILY]), _token_table(found[USER_FAMILY]))
@@ -92,7 +92,7 @@ class SCIDVocabulary:
         """Codes of item token ids; the inverse of `item_ids`. Shape: `(..., levels)` -> `(..., levels)` int64.
 
         Raises:
-            ValueError: an id is not the item token of its level.
+            InputError: an id is not the item token of its level.
         """
         token_ids = np.asarray(token_ids)
         codes = np.empty(token_ids.shape, dtype=np.int64)
@@ -101,7 +101,7 @@ class SCIDVocabulary:
             at = np.clip(np.searchsorted(table[order], token_ids[..., level]), 0, len(table) - 1)
             codes[..., level] = order[at]
         if (self.item_ids(codes) != token_ids).any():
-            raise ValueError("token_ids: not all ids are item SCID tokens of their level")
+            raise InputError("token_ids: not all ids are item SCID tokens of their level")
         return codes
 
 
@@ -114,8 +114,8 @@ class SCIDCatalogue:
         codes: `(items, levels)` integers, as [`load_codes`] or [`read_code_table`] give them.
 
     Raises:
-        InputError: an item stands there twice, or there are more or fewer items than codes.
-        ValueError: the codes do not fit the vocabulary.
+        InputError: an item stands there twice, there are more or fewer items than codes, or the codes do not fit the
+            vocabulary.
 
     ```python
     >>> import numpy as np
@@ -174,7 +174,7 @@ def _token_table(found: dict[tuple[int, int], int]) -> np.ndarray:
     for level, row in enumerate(table):
         present = np.flatnonzero(row >= 0)
         if len(present) == 0 or present[-1] + 1 != len(present):
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer's SCID tokens of level {level} have gaps; it was not made by SCIDTokenizer"
             )
     return table
@@ -184,10 +184,10 @@ def _lookup(table: np.ndarray, codes: np.ndarray, family: str) -> np.ndarray:
     codes = np.asarray(codes)
     levels = table.shape[0]
     if codes.shape[-1] != levels:
-        raise ValueError(f"codes: the last dimension is {codes.shape[-1]}, the tokenizer has {levels} {family} levels")
+        raise InputError(f"codes: the last dimension is {codes.shape[-1]}, the tokenizer has {levels} {family} levels")
     if codes.size and (codes.min() < 0 or codes.max() >= table.shape[1]):
-        raise ValueError(f"codes: values must lie in [0, {table.shape[1]}), got {codes.min()} to {codes.max()}")
+        raise InputError(f"codes: values must lie in [0, {table.shape[1]}), got {codes.min()} to {codes.max()}")
     ids = table[np.arange(levels), codes]
     if codes.size and ids.min() < 0:
-        raise ValueError(f"codes: a {family} code exceeds the size of its level's codebook")
+        raise InputError(f"codes: a {family} code exceeds the size of its level's codebook")
     return ids

@@ -7,6 +7,7 @@ from align3gr.data.schema import ITEM_ID
 from align3gr.encoders import Embeddings, PPMIFactorization, TfidfSVDEncoder
 from align3gr.errors import InputError
 from align3gr.scid import (
+    CodeTable,
     DualSCIDConfig,
     DualSCIDModel,
     DualSCIDTrainingConfig,
@@ -18,6 +19,7 @@ from align3gr.scid import (
     save_codes,
     train_dual_scid,
 )
+from align3gr.scid import assigner as assigner_module
 
 KINDS = ("pizza pasta oven", "bicycle wheel brake")
 
@@ -132,3 +134,54 @@ def test_a_catalogue_of_other_scids_is_refused(folder):
         assigner.check_catalogue(ids[:2], [codes[0], [9, 9, 9]])
     with pytest.raises(InputError, match="scid: knows no item of the model's catalogue"):
         assigner.check_catalogue(["x"], [[0, 0, 0]])
+
+
+class Refusing:
+    """An encoder of behaviour that must not be asked."""
+
+    def encode_users(self, histories):
+        raise AssertionError("asked for behaviour")
+
+
+def texts_alone() -> SCIDAssigner:
+    """Codes of texts alone, with behaviour as ready-made columns for LETTER's regulariser."""
+    texts = [f"{KINDS[i % 2]} model{i % 7} size{i % 5}" for i in range(20)]
+    encoder = TfidfSVDEncoder(8)
+    encoder.fit(texts)
+    torch.manual_seed(0)
+    book = RQVAEConfig(codebook_sizes=(4, 8), codebook_dim=4)
+    model = DualSCIDModel(
+        DualSCIDConfig(8, 6, 8, 6, hidden_dim=8, sc_dim=8, collaborative_input=False, contrastive_weight=0.1,
+                       item_rqvae=book, user_rqvae=book)
+    )  # fmt: skip
+    codes = np.stack([np.arange(20) % 4, np.arange(20) // 4], 1)
+    vectors = Embeddings(encoder.encode(texts), np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32))
+    return SCIDAssigner(model, CodeTable([str(i) for i in range(20)], codes), vectors, encoder)
+
+
+def test_behaviour_that_codes_do_not_depend_on_is_not_asked_for(monkeypatch):
+    assigner = texts_alone()
+
+    def guess(_):
+        raise AssertionError("a guess for nothing")
+
+    monkeypatch.setattr(assigner, "_guess_behaviour", guess)
+    assert assigner.add_items(["new"], [KINDS[0]]).shape == (1, 2)
+    codes = assigner.user_codes([KINDS[0]], [["1", "3"]])
+    assigner.collaborative_encoder = Refusing()
+    assert np.array_equal(assigner.user_codes([KINDS[0]], [["2"]]), codes)
+
+
+def test_the_catalogue_is_normalised_once_and_added_items_are_no_neighbours(folder, monkeypatch):
+    assigner, sizes = SCIDAssigner.from_pretrained(folder), []
+    unit = assigner_module._unit
+
+    def counted(rows):
+        sizes.append(len(rows))
+        return unit(rows)
+
+    monkeypatch.setattr(assigner_module, "_unit", counted)
+    first = assigner._item_features([KINDS[1]]).collaborative
+    assigner.add_items(["n0"], [KINDS[0]])
+    assert torch.equal(assigner._item_features([KINDS[1]]).collaborative, first)
+    assert sizes.count(40) == 1 and sizes.count(1) == 3 and len(sizes) == 4

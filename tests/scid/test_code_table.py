@@ -6,7 +6,14 @@ import pytest
 
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.errors import InputError
-from align3gr.scid import load_codes, read_code_table, save_codes, save_index
+from align3gr.scid import (
+    load_codebook_sizes,
+    load_codes,
+    read_code_table,
+    save_codebook_sizes,
+    save_codes,
+    save_index,
+)
 from tests.conftest import data_folder
 
 
@@ -42,6 +49,9 @@ def test_integer_ids_and_fixed_width_columns_of_other_programs_are_read(tmp_path
         ({"1": ["<a_-1>"]}, "'<a_-1>' at level 0"),
         ({"1": [5]}, "has 5 at level 0"),
         ({"1": "<a_1>"}, "expected a list"),
+        ({"1": [], "2": ["<a_1>"]}, r"item '1' has \[\], expected a list of tokens"),
+        ({"1": [], "2": []}, r"item '1' has \[\], expected a list of tokens"),
+        ({"1": ["<a_1>"], "2": []}, r"item '2' has \[\], expected a list of tokens"),
         ({}, "with at least one item"),
         ([1], "expected {item"),
     ],
@@ -52,6 +62,22 @@ def test_an_index_of_another_form_is_refused(content, words, tmp_path):
     with pytest.raises(InputError, match=words) as error:
         read_code_table(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_item_that_stands_twice_in_an_index_is_refused(tmp_path):
+    (tmp_path / "Shop.index.json").write_text('{"1": ["<a_1>"], "2": ["<a_2>"], "1": ["<a_3>"]}')
+    with pytest.raises(InputError, match=r"Shop\.index\.json: item '1' stands there twice"):
+        read_code_table(tmp_path / "Shop.index.json")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no", '{"item": [4], "user": 5}', '{"item": [4, "x"], "user": []}'])
+def test_codebook_sizes_of_another_file_are_refused(content, tmp_path):
+    (tmp_path / "codebooks.json").write_text(content)
+    with pytest.raises(InputError, match=r"codebooks\.json: .*run the scid stage again") as error:
+        load_codebook_sizes(tmp_path / "codebooks.json")
+    assert "\n" not in str(error.value)
+    save_codebook_sizes(tmp_path / "codebooks.json", [4, 8], [])
+    assert load_codebook_sizes(tmp_path / "codebooks.json") == ([4, 8], [])
 
 
 LISTS = {"codes": [[1, 2], [3, 4]]}

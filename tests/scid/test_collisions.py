@@ -38,6 +38,17 @@ def test_nearest_free_respects_what_is_taken():
         resolve_collisions(np.array([[0, 0]]), np.array([[0.2]]), BOOKS, "nearest-free", everything)
 
 
+def test_items_on_taken_paths_have_collided():
+    codes, latents = np.array([[0, 0], [1, 2], [1, 0]]), np.array([[0.2], [105.0], [100.0]])
+    for taken in (np.array([[0, 0], [1, 2]]), {(0, 0), (1, 2)}):
+        unique, report = resolve_collisions(codes, latents, BOOKS, "nearest-free", taken)
+        # 0.2 goes from 0 to 1, 105 from 105 to 101.
+        assert unique.tolist() == [[0, 1], [1, 1], [1, 0]]
+        assert (report.collided, report.moved) == (2, 2)
+        assert report.extra_distance == pytest.approx((0.64 - 0.04 + 16) / 3)
+    assert resolve_collisions(codes, latents, BOOKS, "none", np.array([[0, 0]]))[1].collided == 1
+
+
 def test_an_extra_level_numbers_the_items_of_a_group():
     unique, report = resolve_collisions(CODES, strategy="extra-level")
     assert unique.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [1, 2, 0]]

@@ -18,13 +18,8 @@ from align3gr.scid import (
     assign_codes,
     train_dual_scid,
 )
-from align3gr.scid.dual_scid_trainer import (
-    CollapsedCodebookError,
-    DualSCIDTrainer,
-    PairCollator,
-    PairDataset,
-    score_auc,
-)
+from align3gr.scid.dual_scid_metrics import CollapsedCodebookError, score_auc
+from align3gr.scid.dual_scid_trainer import DualSCIDTrainer, PairCollator, PairDataset
 from tests.scid.test_dual_scid import market, small_model
 
 SHORT = DualSCIDTrainingConfig(
@@ -220,7 +215,33 @@ def test_training_that_diverges_says_so(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("option", "value"), [("holdout", 0.0), ("holdout", 1.0), ("gamma", 0.0)])
+def test_a_second_gpu_changes_nothing(tmp_path, monkeypatch):
+    # What Trainer then does needs no GPU: batches of twice the size, and nn.DataParallel around the model.
+    users, items, sequences = market()
+    config = dataclasses.replace(SHORT, autoencoder_epochs=0, quantization_epochs=0)
+    alone = train_dual_scid(small_model(), users, items, sequences, config, tmp_path)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).train_batch_size == 16
+    assert train_dual_scid(small_model(), users, items, sequences, config, tmp_path) == alone
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("holdout", 0.0),
+        ("holdout", 1.0),
+        ("gamma", 0.0),
+        ("alpha", -0.1),
+        ("alignment_epochs", -1),
+        ("autoencoder_epochs", -1),
+        ("quantization_epochs", -1),
+        ("batch_size", 0),
+        ("patience", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1.0),
+    ],
+)
 def test_schedule_refuses_what_cannot_be(option, value):
     with pytest.raises(InputError, match=f"{option}: got {value}"):
         DualSCIDTrainingConfig(**{option: value})

@@ -104,6 +104,21 @@ def test_near_codes_start_near(base, tokenizer):
     )
 
 
+def test_users_without_vectors_start_as_with_mean(base, tokenizer):
+    books = {"item": [torch.randn(16, 8), torch.randn(16, 8)]}
+    plain, coded, quiet = (make("llama", len(base), False) for _ in range(3))
+    ids = resize_scid_embeddings(plain, tokenizer, "mean")
+    resize_scid_embeddings(coded, tokenizer, "codebook", codebooks=books)
+    rows = [model.get_input_embeddings().weight.detach()[ids] for model in (plain, coded)]
+    assert torch.equal(rows[1][32:], rows[0][32:])
+    # Rows of codes have the noise that was theirs before, and a given one is that of all rows.
+    resize_scid_embeddings(quiet, tokenizer, "codebook", codebooks=books, noise=0.1)
+    all_quiet = quiet.get_input_embeddings().weight.detach()[ids]
+    assert torch.equal(rows[1][:32], all_quiet[:32])
+    mean = plain.get_input_embeddings().weight.detach()[: len(base)].mean(0)
+    torch.testing.assert_close(all_quiet[32:] - mean, 0.1 * (rows[0][32:] - mean), rtol=1e-3, atol=1e-5)
+
+
 def test_a_code_vector_far_out_does_not_flatten_the_others(base, tokenizer):
     codes = torch.randn(16, 8)
     codes[5] = 1e3

@@ -87,6 +87,15 @@ def test_pinned_items_that_share_codes_are_counted(trained):
     assert codes.collisions.remaining == 2 and len(np.unique(codes.items, axis=0)) == len(items) - 1
 
 
+def test_the_price_beside_pinned_items_is_a_mean_over_all_items():
+    books = [np.array([[0.0], [100.0]]), np.array([[0.0], [1.0], [5.0]])]
+    raw, latents = np.array([[0, 0], [1, 2], [0, 0], [1, 0]]), np.array([[0.0], [105.0], [0.2], [100.0]])
+    pinned = np.array([[0, 0], [1, 2], [-1, -1], [-1, -1]])
+    codes, report = features_module._beside_pinned(raw, latents, books, "assignment", pinned)
+    assert codes.tolist() == [[0, 0], [1, 2], [0, 1], [1, 0]] and (report.collided, report.moved) == (1, 1)
+    assert report.extra_distance == pytest.approx((0.64 - 0.04) / 4)
+
+
 def test_with_every_item_pinned_nothing_is_resolved(trained):
     model, users, items = trained
     had = assign_codes(model, users, items).items
@@ -125,7 +134,7 @@ def test_blocks_give_what_all_rows_at_once_give(trained, monkeypatch):
 
 def test_a_table_needs_features_of_one_length():
     assert FeatureTable(collaborative=torch.zeros(3, 2)).dims == (0, 2)
-    with pytest.raises(ValueError, match="none"):
+    with pytest.raises(InputError, match="none"):
         FeatureTable()
-    with pytest.raises(ValueError, match="equal length"):
+    with pytest.raises(InputError, match="equal length"):
         FeatureTable(torch.zeros(3, 2), torch.zeros(4, 2))

@@ -23,19 +23,26 @@ def test_vocabulary_maps_codes_to_the_tokens_of_that_name(tokenizer):
 
 def test_vocabulary_refuses_codes_outside_the_codebooks(tokenizer):
     vocabulary = SCIDVocabulary.from_tokenizer(tokenizer)
-    with pytest.raises(ValueError, match="exceeds the size"):
+    with pytest.raises(InputError, match="exceeds the size"):
         vocabulary.item_ids(np.array([0, 3]))
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(InputError, match="must lie in"):
         vocabulary.item_ids(np.array([4, 0]))
-    with pytest.raises(ValueError, match="the last dimension is 3"):
+    with pytest.raises(InputError, match="the last dimension is 3"):
         vocabulary.item_ids(np.array([0, 0, 0]))
-    with pytest.raises(ValueError, match="not all ids"):
+    with pytest.raises(InputError, match="not all ids"):
         vocabulary.item_codes(np.array([0, 1]))
 
 
 def test_tokenizer_without_scid_tokens_is_refused():
-    with pytest.raises(ValueError, match="no item SCID tokens"):
+    with pytest.raises(InputError, match="no item SCID tokens"):
         SCIDVocabulary.from_tokenizer(train_base_tokenizer(TEXTS, 300))
+
+
+def test_scid_tokens_with_gaps_are_refused():
+    base = train_base_tokenizer(TEXTS, 300)
+    base.add_tokens(["<i0_0>", "<i0_2>"])
+    with pytest.raises(InputError, match="level 0 have gaps"):
+        SCIDVocabulary.from_tokenizer(base)
 
 
 def test_tokenizer_round_trips_and_keeps_scids_when_special_tokens_are_skipped(tokenizer):
