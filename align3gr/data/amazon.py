@@ -34,7 +34,7 @@ class Release:
     """Names of one release.
 
     Attributes:
-        logs: file names of the log of category X, the first that is there counts.
+        logs: file names that the log of a category may have; where several are there, an option has to choose.
         metadata: file name of its items.
         user, item, rating, summary, text, timestamp: fields of a review; that of the item is the metadata's too.
         literal: whether metadata lines are Python literals.

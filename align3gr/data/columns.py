@@ -42,8 +42,8 @@ def column_files(kind: str, source: str | Path, options: LogSource) -> LogFiles:
     """The files of an own data set.
 
     The log is what the option `interactions` names, else the source itself if it is a file, else its file or folder
-    `interactions`, else all files of the folder. Items and users are what the options name, else the files `items` and
-    `users` beside the log's.
+    `interactions`, else all files of the folder but those that the options name. Items and users are what the options
+    name, else the files `items` and `users` beside the log's.
 
     Args:
         kind: "csv", "jsonl" or "parquet".
@@ -86,7 +86,7 @@ def read_columns(kind: str, files: LogFiles, options: LogSource) -> Tables:
     log = InteractionLog(files.source)
     mapping = options.mapping("columns")
     found: list[str] = []
-    for path in _files(files.interactions, kind):
+    for path in _files(files, kind):
         constant = _partition(path.relative_to(files.interactions))
         names = [*_column_names(path, kind), *constant]
         chosen = chosen_columns(path, names, mapping, LOG_COLUMNS[:3], LOG_COLUMNS[3:], "columns")
@@ -141,9 +141,8 @@ def user_profiles(path: Path, rows: Iterable[Row]) -> pl.DataFrame:
     for place, row, chosen in rows:
         user_id = _id(row.get(chosen[USER_ID][0]), path, place, chosen[USER_ID][0])
         profiles.setdefault(user_id, sentences(*_texts(row, chosen[PROFILE])))
-    return pl.DataFrame(
-        {USER_ID: list(profiles), PROFILE: list(profiles.values())}, schema_overrides={PROFILE: pl.String}
-    )
+    columns = {USER_ID: list(profiles), PROFILE: list(profiles.values())}
+    return pl.DataFrame(columns, dict.fromkeys(USER_COLUMNS, pl.String))
 
 
 def _rows(
@@ -222,10 +221,12 @@ def _kind(path: Path) -> str:
     )
 
 
-def _files(path: Path, kind: str) -> list[Path]:
+def _files(files: LogFiles, kind: str) -> list[Path]:
+    path, others = files.interactions, {other.resolve() for other in (files.items, files.users) if other is not None}
     if path.is_file():
         return [path]
-    found = [file for file in sorted(path.rglob("*")) if file.name.removesuffix(".gz").endswith(ENDINGS[kind])]
+    named = (file for file in sorted(path.rglob("*")) if file.name.removesuffix(".gz").endswith(ENDINGS[kind]))
+    found = [file for file in named if file.is_file() and file.resolve() not in others]
     if not found:
         raise InputError(f"{path}: holds no {kind} file ({', '.join(ENDINGS[kind])}); correct source or interactions")
     return found

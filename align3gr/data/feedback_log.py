@@ -68,19 +68,17 @@ def feedback_of_events(events: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         user_id, item_id, timestamp (of the event that decided), feedback, request_id and rank (the best place the item
-        was shown at; by score where the log has no ranks).
+        was shown at; where the log has no rank of it, its place among the request's items by their best scores).
     """
-    place = pl.col(SCORE).rank("ordinal", descending=True).over(USER_ID, REQUEST_ID).cast(pl.Int64)
-    ranked = events.with_columns(
-        pl.coalesce(RANK, pl.when(pl.col(REQUEST_ID).is_not_null()).then(place)).alias(RANK),
+    weighted = events.with_columns(
         pl.col(EVENT).replace_strict(_WEIGHT).alias("weight"),
         pl.col(EVENT).replace_strict(_LEVEL).alias(FEEDBACK),
     ).with_row_index("row")
-    decided = ranked.sort("weight", TIMESTAMP, "row").group_by(USER_ID, ITEM_ID, REQUEST_ID, maintain_order=True)
-    table = decided.agg(
-        pl.col(TIMESTAMP).last(), pl.col(FEEDBACK).last(), pl.col(RANK).min(), pl.col("row").min().alias("first")
-    )
-    return table.sort("first").select(_COLUMNS)
+    decided = weighted.sort("weight", TIMESTAMP, "row").group_by(USER_ID, ITEM_ID, REQUEST_ID, maintain_order=True)
+    table = decided.agg(pl.col(TIMESTAMP, FEEDBACK).last(), pl.col(RANK, "row").min(), pl.col(SCORE).max())
+    place = pl.col(SCORE).rank("ordinal", descending=True).over(USER_ID, REQUEST_ID).cast(pl.Int64)
+    by_score = pl.when(pl.col(REQUEST_ID).is_not_null()).then(place)
+    return table.sort("row").with_columns(pl.coalesce(RANK, by_score).alias(RANK)).select(_COLUMNS)
 
 
 def feedback_of_log(events: pl.DataFrame, split: Split) -> tuple[pl.DataFrame, dict[str, Any]]:

@@ -108,28 +108,17 @@ def validate_events(frame: pl.DataFrame, source: str) -> pl.DataFrame:
         InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
     """
     _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP, EVENT), source)
-    nothing = pl.Series([None], dtype=pl.Null).new_from_index(0, frame.height)
     columns = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source), _timestamps(frame, source)]
     events = _texts(frame, EVENT, source)
     _one_of(events, EVENTS, source)
-    request = frame[REQUEST_ID] if REQUEST_ID in frame.columns else nothing.alias(REQUEST_ID)
-    if not (isinstance(request.dtype, pl.String | pl.Categorical | pl.Null) or request.dtype.is_integer()):
-        raise InputError(
-            f"{source}: column {REQUEST_ID!r} has type {request.dtype}, expected strings, integers or nulls; cast it"
-        )
-    rank = frame[RANK] if RANK in frame.columns else nothing.alias(RANK)
-    if not (rank.dtype.is_integer() or rank.dtype == pl.Null):
-        raise InputError(f"{source}: column {RANK!r} has type {rank.dtype}, expected integers or nulls; cast it")
-    wrong = (rank.cast(pl.Int64) < 1).fill_null(False).arg_true()
-    if len(wrong):
-        raise InputError(f"{source}: column {RANK!r} is {rank[wrong[0]]} in row {wrong[0]}; the first place is 1")
-    score = _numbers(frame, SCORE, source) if SCORE in frame.columns else nothing.alias(SCORE).cast(pl.Float64)
-    return pl.DataFrame([*columns, events, request.cast(pl.String), rank.cast(pl.Int64), score])
+    absent = [name for name in (REQUEST_ID, RANK, SCORE) if name not in frame.columns]
+    frame = frame.with_columns(pl.lit(None).alias(name) for name in absent)
+    return pl.DataFrame([*columns, events, *_request_and_rank(frame, source), _numbers(frame, SCORE, source)])
 
 
 def validate_feedback(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     """Check a table of feedback, one row a user, item and request: user_id, item_id, timestamp, feedback (one of
-    `FEEDBACK_LEVELS`), and request_id and rank, which may be null.
+    `FEEDBACK_LEVELS`), and request_id and rank, which may be null, as in `validate_events`.
 
     Raises:
         InputError: a column is missing, holds nulls where none may be, or has a type or a value that cannot be used.
@@ -137,9 +126,8 @@ def validate_feedback(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     _require_columns(frame, (USER_ID, ITEM_ID, TIMESTAMP, FEEDBACK, REQUEST_ID, RANK), source)
     levels = _feedback(frame, source)
     _refuse_nulls(levels, source)
-    rest = frame.select(pl.col(REQUEST_ID).cast(pl.String), pl.col(RANK).cast(pl.Int64))
     ids = [_ids(frame, USER_ID, source), _ids(frame, ITEM_ID, source)]
-    return pl.DataFrame([*ids, _timestamps(frame, source), levels, *rest])
+    return pl.DataFrame([*ids, _timestamps(frame, source), levels, *_request_and_rank(frame, source)])
 
 
 def require_known(values: pl.Series, known: pl.Series, source: str, known_source: str) -> None:
@@ -215,7 +203,34 @@ def _timestamps(frame: pl.DataFrame, source: str) -> pl.Series:
             f"{source}: column {TIMESTAMP!r} has type {column.dtype}, expected integers or datetimes; "
             f"convert it, for example to seconds since 1970"
         )
-    return column.cast(pl.Int64)
+    return _whole_numbers(column, source)
+
+
+def _request_and_rank(frame: pl.DataFrame, source: str) -> tuple[pl.Series, pl.Series]:
+    request, rank = frame[REQUEST_ID], frame[RANK]
+    if not (isinstance(request.dtype, pl.String | pl.Categorical | pl.Null) or request.dtype.is_integer()):
+        raise InputError(
+            f"{source}: column {REQUEST_ID!r} has type {request.dtype}, expected strings, integers or nulls; cast it"
+        )
+    if not (rank.dtype.is_integer() or rank.dtype == pl.Null):
+        raise InputError(f"{source}: column {RANK!r} has type {rank.dtype}, expected integers or nulls; cast it")
+    rank = _whole_numbers(rank, source)
+    wrong = (rank < 1).fill_null(False).arg_true()
+    if len(wrong):
+        raise InputError(f"{source}: column {RANK!r} is {rank[wrong[0]]} in row {wrong[0]}; the first place is 1")
+    return request.cast(pl.String), rank
+
+
+def _whole_numbers(column: pl.Series, source: str) -> pl.Series:
+    """A column of integers or nulls as Int64."""
+    numbers = column.cast(pl.Int64, strict=False)
+    wrong = (numbers.is_null() & column.is_not_null()).arg_true()
+    if len(wrong):
+        raise InputError(
+            f"{source}: column {column.name!r} is {column[wrong[0]]} in row {wrong[0]}, expected a whole number of 64 "
+            "bits with a sign; correct or remove the row"
+        )
+    return numbers
 
 
 def _numbers(frame: pl.DataFrame, name: str, source: str) -> pl.Series:

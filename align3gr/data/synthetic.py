@@ -171,7 +171,7 @@ class SyntheticMarket:
         return self._probabilities(np.array([user_row]), [np.asarray(history, dtype=np.int64)])[0]
 
     def best_recall(self, evaluation_set: EvaluationSet, k: int = 10) -> BestMetrics:
-        """Expected Recall@k and NDCG@k of ranking by the true probabilities, seen items allowed.
+        """Expected Recall@k and, despite the name, NDCG@k of ranking by the true probabilities, seen items allowed.
 
         Args:
             evaluation_set: questions of a split that kept every user and item of this market.

@@ -47,14 +47,14 @@ class TimestampColumn:
         """Int64 times.
 
         Raises:
-            InputError: a value is missing or no time, or numbers and dates are mixed.
+            InputError: a value is missing, no time or above 64 bits, or numbers and dates are mixed.
         """
         if column.null_count():
             self._refuse(column, column.is_null(), place)
         if isinstance(column.dtype, pl.Datetime | pl.Date):
             return column.dt.epoch("us")
         if column.dtype.is_integer():
-            return column.cast(pl.Int64)
+            return self._whole(column, place)
         if column.dtype.is_float():
             whole = column.cast(pl.Int64, strict=False)
             self._refuse(column, (whole.cast(pl.Float64) != column).fill_null(True), place)
@@ -66,7 +66,7 @@ class TimestampColumn:
             self._numbers = bool(numbers[0])
         if self._numbers:
             self._refuse(column, ~numbers, place)
-            return column.str.strip_chars().cast(pl.Int64)
+            return self._whole(column.str.strip_chars(), place)
         times = column.str.to_datetime(COMMON_FORMAT, time_unit="us", strict=False)
         if not times.null_count():
             return times.dt.epoch("us")
@@ -75,12 +75,17 @@ class TimestampColumn:
         self._refuse(column, read.is_null(), place)
         return read
 
-    def _refuse(self, column: pl.Series, wrong: pl.Series, place: Place) -> None:
+    def _whole(self, column: pl.Series, place: Place) -> pl.Series:
+        whole = column.cast(pl.Int64, strict=False)
+        self._refuse(column, whole.is_null(), place, "a whole number of 64 bits with a sign")
+        return whole
+
+    def _refuse(self, column: pl.Series, wrong: pl.Series, place: Place, expected: str = "") -> None:
         if wrong.any():
             row = wrong.arg_true()[0]
-            expected = "a whole number, as in the rows before" if self._numbers else "a whole number or an ISO date"
+            usual = "a whole number, as in the rows before" if self._numbers else "a whole number or an ISO date"
             raise InputError(
-                f"{self.path}: {place(row)} has {self.name} {column[row]!r}, expected {expected}; "
+                f"{self.path}: {place(row)} has {self.name} {column[row]!r}, expected {expected or usual}; "
                 f"correct or remove the row"
             )
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from align3gr.data.parquet_files import read_parquet
-from align3gr.data.schema import ITEM_ID, LIKED_RATING, RATING, USER_ID
+from align3gr.data.schema import DISLIKED_RATING, ITEM_ID, LIKED_RATING, RATING, USER_ID
 from align3gr.errors import InputError
 from align3gr.evaluation.metrics import ABSENT, RANK_METRICS
 from align3gr.evaluation.significance import RESAMPLES, PairedTest, paired_test
@@ -35,6 +35,8 @@ COLUMNS = {
     "seen_allowed_liked": ("rank_allowed", pl.col(RATING) >= LIKED_RATING),
     "seen_masked_liked": ("rank_masked", pl.col(RATING) >= LIKED_RATING),
     "discoveries_liked": ("rank_masked", ~pl.col("repeat") & (pl.col(RATING) >= LIKED_RATING)),
+    "seen_allowed_disliked": ("rank_allowed", pl.col(RATING) <= DISLIKED_RATING),
+    "seen_masked_disliked": ("rank_masked", pl.col(RATING) <= DISLIKED_RATING),
 }
 
 

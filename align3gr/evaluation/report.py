@@ -48,15 +48,30 @@ def results_page(
         manifests: those of the stages before it.
         curricula: the records of the preference level.
     """
+    length = shown_length(results)
+    tables = [metrics_table(results)]
+    if length is not None:
+        tables.append(beyond_accuracy_table(results, length))
+    tables.append(segments_table(results))
+    tables += [curriculum_table(curriculum) for curriculum in curricula]
+    return "\n".join([*tables, ranking_table(results), stages_table(manifests)])
+
+
+def shown_length(results: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """The length of the lists that [`beyond_accuracy_table`] shows: the largest up to 10, else the smallest.
+
+    Args:
+        results: [`FullEvaluation.results`].
+
+    Returns:
+        None where no system has `beyond_accuracy`: there is nothing to show.
+    """
     lengths = {
         int(metric.partition("@")[2])
         for columns in results.values()
         for metric in columns.get("beyond_accuracy", {}).get("seen_allowed", {})
     }
-    tables = [metrics_table(results)]
-    tables += [beyond_accuracy_table(results, max(k for k in lengths if k <= 10)), segments_table(results)]
-    tables += [curriculum_table(curriculum) for curriculum in curricula]
-    return "\n".join([*tables, ranking_table(results), stages_table(manifests)])
+    return max((k for k in lengths if k <= 10), default=min(lengths, default=None))
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -4,7 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from align3gr.evaluation.report import beyond_accuracy_table, metrics_table, ranking_table, segments_table
+from align3gr.evaluation.report import (
+    beyond_accuracy_table,
+    metrics_table,
+    ranking_table,
+    segments_table,
+    shown_length,
+)
 from align3gr.pipeline import STAGES, public_settings
 from align3gr.report.html_page import folded, from_markdown, paragraph, table
 from align3gr.report.run_files import RunFiles
@@ -31,14 +37,9 @@ def results_section(run: RunFiles) -> str:
             "note",
         )
     )
-    lengths = [
-        int(name.partition("@")[2])
-        for columns in results.values()
-        for name in columns.get("beyond_accuracy", {}).get("seen_allowed", {})
-    ]
-    if lengths:
-        table_of = beyond_accuracy_table(results, max(k for k in lengths if k <= 10))
-        parts += ["<h3>Beyond accuracy</h3>", from_markdown(table_of)]
+    length = shown_length(results)
+    if length is not None:
+        parts += ["<h3>Beyond accuracy</h3>", from_markdown(beyond_accuracy_table(results, length))]
     parts += ["<h3>By segment</h3>", from_markdown(segments_table(results))]
     return "".join([*parts, "<h3>Speed</h3>", from_markdown(ranking_table(results))])
 

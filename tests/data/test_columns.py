@@ -80,6 +80,22 @@ def test_a_partitioned_folder_gives_its_names_as_columns(tmp_path):
     assert tables.interactions.rows() == [("u", str(row), day) for row, day in zip((3, 1, 2), days, strict=True)]
 
 
+def test_files_that_options_name_are_no_part_of_the_log(tmp_path):
+    write(pl.DataFrame({"user_id": ["u"], "item_id": [1], "timestamp": [5]}), tmp_path / "events.csv", "csv")
+    write(pl.DataFrame({"item_id": [1], "title": ["Cup"]}), tmp_path / "things.csv", "csv")
+    write(pl.DataFrame({"user_id": ["u"], "profile": ["tall"]}), tmp_path / "about" / "people.csv", "csv")
+    tables = read("csv", tmp_path, items="things.csv", users="about/../about/people.csv")
+    assert tables.interactions.rows() == [("u", "1", 5)]
+    assert tables.catalogue().rows() == [("1", "Cup", "Cup")] and tables.users.rows() == [("u", "tall")]
+
+
+def test_a_folder_that_is_named_like_a_file_is_read_as_a_folder(tmp_path):
+    log = pl.DataFrame({"user_id": ["u"], "item_id": [1], "timestamp": [5]})
+    write(log, tmp_path / "log.parquet" / "part-0.parquet", "parquet")
+    assert read("parquet", tmp_path).interactions.rows() == [("u", "1", 5)]
+    assert read("parquet", tmp_path / "log.parquet").interactions.rows() == [("u", "1", 5)]
+
+
 def test_files_of_a_folder_must_have_the_same_columns(tmp_path):
     write(LOG.select(user_id="uid", item_id="sku", timestamp="when"), tmp_path / "a.csv", "csv")
     write(LOG.select(user_id="uid", item_id="sku", timestamp="when", rating="stars"), tmp_path / "b.csv", "csv")
@@ -164,6 +180,8 @@ def test_a_wrong_mapping_is_explained(tmp_path, columns, words):
         ),
         ("jsonl", {"when": [1, 2, None]}, "line 3 has when None"),
         ("parquet", {"when": [1.0, 2.0, 2.5]}, "row 2 has when 2.5, expected a whole number"),
+        ("csv", {"when": ["1", "9" * 20, "3"]}, f"row 3 has when '{'9' * 20}', expected a whole number of 64 bits"),
+        ("parquet", {"when": pl.Series([1, 2**63, 3], dtype=pl.UInt64)}, "row 1 has when 9223372036854775808, expec"),
         ("csv", {"uid": ["a", None, "b"]}, "row 3 has no uid"),
         ("parquet", {"uid": [1.0, 2.0, 3.0]}, "column 'uid' has type Float64, expected texts or whole numbers"),
         ("csv", {"stars": ["5", "good", ""]}, "row 3 has stars 'good', expected a finite number or nothing"),

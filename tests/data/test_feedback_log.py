@@ -74,6 +74,15 @@ def test_scores_give_places_where_the_log_has_no_ranks():
     assert table["request_id"].to_list() == ["7", "7", "8", None]
 
 
+def test_places_by_score_count_items_not_events():
+    columns = ("user_id", "item_id", "timestamp", "event", "request_id", "score")
+    rows = [("u", "a", 1, "impression", "r", 0.9), ("u", "a", 2, "click", "r", 0.9)]
+    rows += [("u", "b", 1, "impression", "r", 0.5), ("u", "c", 1, "impression", "r", 0.5)]
+    rows += [("u", "c", 2, "click", "r", None), ("u", "d", 1, "impression", "r", 0.7)]
+    table = feedback_of_events(validate_events(log(rows, columns), "log"))
+    assert table.select("item_id", "rank").rows() == [("a", 1), ("b", 3), ("c", 4), ("d", 2)]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -141,3 +150,20 @@ def test_files_and_folders(tmp_path):
         read_events(tmp_path / "text.parquet")
     with pytest.raises(InputError, match=r"column 'feedback' is null in row 0"):
         validate_feedback(table.with_columns(feedback=pl.lit(None, pl.String)), "t")
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pl.Series("rank", ["first"]), "column 'rank' has type String"),
+        (pl.Series("rank", [0]), "column 'rank' is 0 in row 0; the first place is 1"),
+        (pl.Series("rank", [2**63], dtype=pl.UInt64), "column 'rank' is 9223372036854775808 in row 0"),
+        (pl.Series("request_id", [1.5]), "column 'request_id' has type Float64"),
+        (pl.Series("timestamp", [2**63], dtype=pl.UInt64), "column 'timestamp' is 9223372036854775808 in row 0"),
+    ],
+)
+def test_both_tables_refuse_the_same_requests_ranks_and_times(column, words):
+    events = validate_events(log([("u", "a", 1, "click", "r", 1)]), "log")
+    for frame, validate in ((events, validate_events), (feedback_of_events(events), validate_feedback)):
+        with pytest.raises(InputError, match=f"^table: {words}"):
+            validate(frame.with_columns(column), "table")

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,12 @@ from align3gr.evaluation import (
     paired_test,
     ranking_table,
     read_per_user,
+    results_page,
     segments_table,
 )
 from align3gr.evaluation.policies import weights_hash
+from align3gr.evaluation.report import shown_length
+from align3gr.report.run_results import results_section
 
 ITEMS = list("abcdef")
 # Train counts: a 3, b 2, c 1, d 0, e 0, f 1.
@@ -171,6 +175,19 @@ def test_tables_by_hand():
     assert "| bound | - | 1.0000 |" in metrics_table(results)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shown"), [([5, 10, 20], 10), ([5, 20], 5), ([20], 20), ([50, 20], 20), ([], None)]
+)
+def test_the_table_beside_the_hits_takes_a_length_that_is_there(lengths, shown):
+    results = {"bound": {}, "model": {"beyond_accuracy": {"seen_allowed": {f"coverage@{k}": 0.5 for k in lengths}}}}
+    assert shown_length(results) == shown
+    assert ("coverage" in results_page(results, [])) == bool(lengths)
+    assert (f"| lists of {shown} | coverage |" in results_page(results, [])) == bool(lengths)
+    results = {name: {"seen_allowed": {}} | result for name, result in results.items()}
+    section = results_section(SimpleNamespace(json=lambda *_: results))
+    assert (f"<th>lists of {shown}</th>" in section) == bool(lengths)
+
+
 def test_codes_of_another_catalogue_are_refused():
     with pytest.raises(InputError, match="item_codes: got 5 rows, expected one for each of 6 items"):
         FullEvaluation(split_of(), CODES[:5])
@@ -197,6 +214,27 @@ def test_runs_are_compared_user_by_user(runs):
     assert compare(runs / "a", runs / "a", "model", "rival", "recall@1").mean_a == pytest.approx(1 / 3)
     liked = compare(runs / "a", runs / "b", "model", metric="recall@1", column="seen_allowed_liked")
     assert (liked.users, liked.mean_a, liked.mean_b) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("column", "rank"), [("seen_allowed_disliked", 2), ("seen_masked_disliked", 1)])
+def test_runs_are_compared_on_disliked_targets(runs, column, rank):
+    # v alone dislikes its target.
+    test = compare(runs / "a", runs / "b", "model", metric="mrr@2", column=column)
+    assert (test.users, test.mean_a, test.mean_b) == (1, 1 / rank, 1 / rank)
+
+
+def test_every_published_column_can_be_compared(runs):
+    result = evaluation_of(split_of()).results["model"]
+    published = [name for name, part in result.items() if "recall@2" in part]
+    assert len(published) == 10
+    for column in published:
+        users = result[column]["users"]
+        if users:
+            test = compare(runs / "a", runs / "a", "model", metric="recall@2", column=column)
+            assert (test.users, test.mean_a) == (users, pytest.approx(result[column]["recall@2"]))
+        else:
+            with pytest.raises(InputError, match=f"'{column}' has no users"):
+                compare(runs / "a", runs / "a", "model", metric="recall@2", column=column)
 
 
 def test_other_questions_are_not_compared(runs):
