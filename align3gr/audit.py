@@ -24,7 +24,7 @@ import polars as pl
 from align3gr.data import Split
 from align3gr.data.schema import ITEM_ID, ITEMS, PROFILE, TIMESTAMP, TIMESTAMPS, TITLE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import FOLDERS, MANIFEST, read_manifest
+from align3gr.pipeline import FOLDERS, MANIFEST, content_hash, read_manifest
 
 # What may differ from run to run without depending on any target.
 IGNORED = (MANIFEST, "curriculum.json", "state.json", "*.log")
@@ -131,9 +131,10 @@ def _exchange(path: Path, seed: int) -> None:
     targets.with_columns(exchanged).write_parquet(path)
 
 
-def _artefacts(run: Path, ignored: Sequence[str]) -> dict[str, bytes]:
+def _artefacts(run: Path, ignored: Sequence[str]) -> dict[str, str]:
+    """Hashes of what a run has made, by path."""
     return {
-        path.relative_to(run).as_posix(): path.read_bytes()
+        path.relative_to(run).as_posix(): content_hash(path)
         for path in sorted(run.rglob("*"))
         if path.is_file()
         and path.relative_to(run).parts[0] != "data"

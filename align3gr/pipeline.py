@@ -92,12 +92,23 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
 
     >>> option_words({"tasks": ["sequential", "item_text"], "user_scid": False})
     ['--tasks', 'sequential', 'item_text', '--user_scid', 'false']
+
+    Raises:
+        InputError: an option is null, for which a command line has no word.
     """
     words: list[str] = []
     for name, value in options.items():
+        if value is None:
+            raise InputError(f"{name}: got null, for which a command line has no word; leave it out")
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *(json.dumps(item) if isinstance(item, bool | dict) else str(item) for item in values)]
     return words
+
+
+def named_files(options: Mapping[str, Any]) -> list[Path]:
+    """Files and folders that options of a stage name as templates, base model or codes to keep; not Hub ids."""
+    named = (options.get(name) for name in ("templates", "base_model", "previous"))
+    return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
 
 
 @contextmanager
@@ -137,7 +148,7 @@ def stage(
     made_from = {
         "stage": name,
         "settings": json.loads(json.dumps(settings, default=str)),
-        "inputs": {_input_name(run_dir, path): content_hash(path) for path in inputs},
+        "inputs": dict(zip(_input_names(run_dir, inputs), map(content_hash, inputs), strict=True)),
         "seed": seed,
     }
     folders = StageFolders(stage_folder(run_dir, name), made_from)
@@ -226,9 +237,14 @@ def _check_earlier_stages(run_dir: Path, name: str) -> None:
                 )
 
 
-def _input_name(run_dir: Path, path: Path) -> str:
-    """The path below the run folder, or the name alone of what lies elsewhere."""
-    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else path.name
+def _input_names(run_dir: Path, paths: Sequence[Path]) -> list[str]:
+    """The path below the run folder, or the name alone of what lies elsewhere, with a number where it stands twice."""
+    names: list[str] = []
+    for path in paths:
+        name = path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else path.name
+        before = sum(name == other.partition("#")[0] for other in names)
+        names.append(f"{name}#{before + 1}" if before else name)
+    return names
 
 
 def _measured(seconds: float, resumed: bool, processes: int) -> dict[str, Any]:

@@ -131,6 +131,11 @@ def test_every_command_has_options_and_shows_its_defaults(capsys):
         (["serv", "m"], "align3gr: there is no command 'serv'; did you mean 'serve'?"),
         (["spdpo"], "align3gr: there is no command 'spdpo'; did you mean 'sp_dpo'?"),
         (["xyz"], "align3gr: there is no command 'xyz'; align3gr --help lists them"),
+        # Processes that are started with an option that was not taken out of their words would start others.
+        (
+            ["recommend", "--model", "m", "--input", "i", "--output", "o", "--accelerate_conf", "cpu_ddp"],
+            "unrecognized arguments: --accelerate_conf cpu_ddp; did you mean '--accelerate_config'?",
+        ),
         (["--hlep"], "align3gr: unrecognized arguments: --hlep; did you mean '--help'?"),
         (
             ["serve", "m", "--prot", "1"],

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from align3gr.errors import InputError
-from align3gr.pipeline import content_hash, read_manifest, stage, stage_folder
+from align3gr.pipeline import content_hash, named_files, option_words, read_manifest, stage, stage_folder
 
 
 def run(run_dir, settings, source, text="result"):
@@ -81,6 +81,37 @@ def test_the_manifest_ties_a_result_to_what_made_it(tmp_path, source):
     assert manifest["settings"] == {"dim": 1} and manifest["seed"] == 1
     assert manifest["inputs"] == {"source.txt": content_hash(source)}
     assert manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 10 and "transformers" in manifest["versions"]
+
+
+def test_two_inputs_of_one_name_are_both_looked_at(tmp_path, source):
+    others = [tmp_path.parent / f"{tmp_path.name}-{name}" / "vectors.parquet" for name in "ab"]
+    for path in others:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+
+    def ran() -> bool:
+        with stage(tmp_path, "embed", {}, [source, *others]) as work:
+            return work is not None
+
+    assert ran() and not ran()
+    assert sorted(read_manifest(stage_folder(tmp_path, "embed"))["inputs"]) == [
+        "source.txt",
+        "vectors.parquet",
+        "vectors.parquet#2",
+    ]
+    for path in others:
+        path.write_text("changed " + path.parent.name)
+        assert ran()
+
+
+def test_null_is_no_word_of_a_command_line():
+    with pytest.raises(InputError, match=r"^base_model: got null"):
+        option_words({"base_model": None})
+
+
+def test_files_that_options_name(tmp_path):
+    options = {"templates": str(tmp_path), "base_model": "Qwen/Qwen3-1.7B", "seed": 3}
+    assert named_files(options) == [tmp_path]
 
 
 def test_the_hash_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from align3gr.ablation.codes import SCID, RowCodes, check_codes, code_inputs, read_options, row_codes
 from align3gr.errors import InputError
-from align3gr.pipeline import content_hash, stage_folder
+from align3gr.pipeline import content_hash, named_files, stage_folder
 
 CELL_FILE = "cell.json"
 CONTROLS = ("shuffled user SCIDs", "shuffled profiles")
@@ -178,6 +178,8 @@ def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
                 parts += [after.key, _feedback_hash(arguments.base_of(stage), options)]
             elif codes is not None:
                 parts += [codes.key]
+            # Only where there are some, so that other cells keep their keys.
+            parts += [content_hash(path) for path in named_files(read_options(arguments.base_of(stage)) | options)]
             text = json.dumps(parts, sort_keys=True)
             key = hashlib.sha256(text.encode()).hexdigest()
             of_seed[row] = Cell(row, seed, table / _slug(row) / f"seed-{seed}", key, stage, after, codes)

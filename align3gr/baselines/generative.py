@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import yaml
 
 from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, option_words, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, named_files, option_words, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codes
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,15 @@ class StageChain:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Content hash of all that a fit may read: nothing of the test split is among it."""
-        return self._shared_inputs | {f"{stage}.yaml": content_hash(path) for stage, path in self.files.items()}
+        return self._shared_inputs | {f"{stage}.yaml": self._file_hash(path) for stage, path in self.files.items()}
+
+    @staticmethod
+    def _file_hash(path: Path) -> str:
+        """Hash of a stage's file; of what that names, too, where it names files."""
+        named = named_files(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        if not named:
+            return content_hash(path)
+        return hashlib.sha256("\n".join(map(content_hash, [path, *named])).encode()).hexdigest()
 
     @cached_property
     def _shared_inputs(self) -> dict[str, str]:

@@ -13,6 +13,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     _words: Sequence[str] = ()
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # An abbreviation of an option that is taken out of the words before others see them would stay in.
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As in argparse; the default stands behind the help unless that speaks of it."""
         default, text = options.get("default"), options.get("help") or ""
@@ -28,7 +32,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raises what is wrong; where an option is misspelt this may be why."""
         known = [name for name in self._option_string_actions if name.startswith("--")]
         given = [word.split("=")[0] for word in self._words if word.startswith("--") and word != "--"]
-        wrong = next((word for word in given if not any(name.startswith(word) for name in known)), None)
+        wrong = next((word for word in given if word not in known), None)
         hint = "" if wrong is None else did_you_mean(wrong, known)
         if wrong is not None and hint and wrong not in message:
             hint = f"; there is no {wrong}{hint}"

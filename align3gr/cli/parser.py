@@ -30,7 +30,7 @@ _STORY = {
     "with a trained model": {
         "recommend": "lists for a file of histories: Parquet, CSV or JSON lines",
         "serve": "lists over HTTP, and a log of events",
-        "demo-ui": "a page in the browser: histories, SCIDs, the beam level by level, before and after preference training",
+        "demo-ui": "a page in the browser: SCIDs, the beam level by level, before and after preference training",
         "feedback": "a served model's log of events as feedback for the next round of rf_dpo",
         "merge": "a LoRA adapter and its base as one plain model",
         "push": "a run's recommender, codes or catalogue on the Hub, with a card written from the run",

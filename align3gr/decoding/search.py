@@ -57,7 +57,8 @@ class ConstrainedSearch(ABC):
             raise InputError(
                 f"widths: got {list(widths)}, expected {trie.levels} positive numbers ending in num_beams={num_beams}"
             )
-        normalizer = normalizer or getattr(model.config, NORMALIZER_FIELD, NORMALIZERS[0])
+        self._normalizer_given = normalizer is not None
+        normalizer = normalizer or _normalizer_of(model)
         if normalizer not in NORMALIZERS:
             raise InputError(f"normalizer: got {normalizer!r}, expected one of {', '.join(NORMALIZERS)}")
         self.model = model
@@ -111,12 +112,16 @@ class ConstrainedSearch(ABC):
     def with_model(self, model: PreTrainedModel) -> Self:
         """The same search with another model over the same vocabulary, such as a later policy.
 
+        Unless the search was made for a normaliser, it is the one that the new model was trained with.
+
         Raises:
             InputError: the model cannot run a tree of tokens, or has too few of them.
         """
         _check_model(model)
         twin = copy.copy(self)
         twin.model, twin.trie = model, self.trie.to(model.device)
+        if not self._normalizer_given:
+            twin.normalizer = _normalizer_of(model)
         twin._tokens = [row.to(model.device) for row in self._tokens]
         _check_tokens(twin._tokens, model)
         return twin
@@ -175,6 +180,11 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _normalizer_of(model: PreTrainedModel) -> Normalizer:
+    """What the model was trained with."""
+    return getattr(model.config, NORMALIZER_FIELD, NORMALIZERS[0])
 
 
 def _check_model(model: PreTrainedModel) -> None:

@@ -87,6 +87,7 @@ def judge_policies(
         first = ranked.setdefault((weights_hash(folder), questions.user_rows.tobytes()), name)
         if first == name:
             begun = time.perf_counter()
+            model = search = None  # the one before is let go, so that never three are in memory
             model = open_model(folder)
             model.to(recommender.model.device)
             prompts, search = recommender.prompt_builder, recommender.search.with_model(model)

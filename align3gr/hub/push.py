@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import polars as pl
+from httpx2 import HTTPError  # of huggingface_hub, whose own errors derive from it
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
@@ -184,4 +185,6 @@ def _commit(
         )
         message = str(error).strip().splitlines()[0]
         raise InputError(f"repo_id: {repo_id}: the Hub answers {status}; {advice or message}") from error
+    except HTTPError as error:
+        raise InputError(f"repo_id: {repo_id}: the Hub cannot be reached: {error}; nothing was pushed") from error
     return str(commit.pr_url or commit.commit_url)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from httpx2 import HTTPError  # of huggingface_hub, whose own errors derive from it
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from peft import PeftConfig
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
@@ -70,7 +71,8 @@ def card(
     run_dir, folder = Path(run_dir), Path(folder)
     stage = next((name for name in POLICIES if _is_within(folder, run_dir, name)), None)
     base = _base_model(run_dir, folder) if artefact == "recommender" else None
-    license = license or (None if base is None else _license(base))
+    published = None if base is None or _is_local(base) else base
+    license = license or (None if published is None else _license(published))
     rows = _results(run_dir, stage)
     lines = [f"# {repo_id.split('/')[-1]}", "", *_what_it_is(run_dir, artefact, folder, base, with_users)]
     lines += ["", "```python", *_use(repo_id, artefact), "```", "", *_data(run_dir)]
@@ -89,7 +91,7 @@ def card(
         library_name="align3gr",
         license=license,
         tags=TAGS,
-        base_model=base,
+        base_model=published,
         model_name=repo_id.split("/")[-1] if measured else None,
         eval_results=measured or None,
     )
@@ -101,21 +103,25 @@ def _is_within(folder: str | Path, run_dir: Path, stage: str) -> bool:
 
 
 def _base_model(run_dir: Path, folder: Path) -> str | None:
-    """Name of the pretrained model behind a recommender; None for one that was trained from scratch."""
+    """Hub id or folder of the pretrained model behind a recommender; None for one that was trained from scratch."""
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     elif (stage_folder(run_dir, "sft") / MANIFEST).is_file():
         name = read_manifest(stage_folder(run_dir, "sft"))["settings"].get("base_model")
     else:
         return None
-    # A folder of this machine means nothing to others.
-    return None if name is None or Path(name).is_dir() else str(name)
+    return None if name is None else str(name)
+
+
+def _is_local(base: str) -> bool:
+    """Whether a base model is a folder, be it that of another machine."""
+    return Path(base).is_absolute() or Path(base).is_dir()
 
 
 def _license(base: str) -> str | None:
     try:
         data = HfApi().model_info(base).card_data
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError, OSError):
+    except (HTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
         return None
     return None if data is None else data.get("license")
 
@@ -130,7 +136,10 @@ def _what_it_is(run_dir: Path, artefact: str, folder: Path, base: str | None, wi
             "users get theirs from the same files."
         ]
     items = pl.scan_parquet(folder / ITEM_CODES_FILE).select(pl.len()).collect().item()
-    made = f"[{base}](https://huggingface.co/{base})" if base else "A language model trained from scratch"
+    made = "A language model trained from scratch"
+    if base is not None:
+        # A folder of this machine means nothing to others, but its name may.
+        made = f"A local copy of {Path(base).name}" if _is_local(base) else f"[{base}](https://huggingface.co/{base})"
     adapter = ", as a LoRA adapter" if (folder / ADAPTER_CONFIG_NAME).is_file() else ""
     users = "" if with_users else " The SCIDs of known users are not part of it."
     return [

@@ -60,6 +60,16 @@ def test_all_searches_give_probabilities_that_sum_to_one(tiny_model, truth):
             assert scores.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_another_model_is_searched_as_it_was_trained(tiny_model):
+    plain, trained_so = tiny_model(), tiny_model(seed=1)
+    trained_so.config.scid_normalizer = "catalogue"
+    search = ExhaustiveSearch(plain, TRIE, LEVEL_TOKENS)
+    assert search.normalizer == "vocabulary" and search.with_model(trained_so).normalizer == "catalogue"
+    assert search.with_model(trained_so).with_model(plain).normalizer == "vocabulary"
+    given = ExhaustiveSearch(plain, TRIE, LEVEL_TOKENS, "level")
+    assert given.with_model(trained_so).normalizer == "level"
+
+
 def test_what_may_not_be_shown_keeps_its_share(tiny_model, truth):
     for search in searches(tiny_model()):
         output = search.search(INPUT_IDS, MASK, denied=[0, 7, 30]).top(len(CODES) - 3)

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
-from huggingface_hub import ModelCard
+from httpx2 import ConnectError
+from huggingface_hub import HfApi, ModelCard
 
 from align3gr.errors import InputError
 from align3gr.hub import lineage, push_run
+from align3gr.hub.run_card import card
 from tests.conftest import ROOT
 from tests.hub.server import TOKEN
 from tests.sft.backbones import save_backbone
@@ -224,6 +227,24 @@ def test_an_adapter_on_a_folder_of_this_machine_is_not_pushed(smoke_run, tmp_pat
     (tmp_path / "model" / "adapter_config.json").write_text(json.dumps(adapter))
     with pytest.raises(InputError, match=r"is an adapter on .*base, a folder of this machine; write one plain model"):
         push_run(smoke_run, "me/x", model=str(tmp_path / "model"))
+
+
+def test_a_model_that_was_trained_from_a_folder_says_so(smoke_run, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(smoke_run, run_dir)
+    manifest = run_dir / "sft" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["settings"]["base_model"] = "/models/Llama-2-7b"
+    manifest.write_text(json.dumps(content))
+    page = card(run_dir, "me/x", "recommender", run_dir / "sft" / "model", True)
+    assert "A local copy of Llama-2-7b that recommends" in page.text and "/models" not in str(page)
+    assert page.data.base_model is None and "No licence is stated" in page.text
+
+
+def test_a_hub_that_cannot_be_reached_ends_in_one_line(smoke_run, monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", Mock(side_effect=ConnectError("no route to host")))
+    with pytest.raises(InputError, match=r"repo_id: me/x: the Hub cannot be reached: no route to host; nothing was"):
+        push_run(smoke_run, "me/x")
 
 
 PIECES = """
