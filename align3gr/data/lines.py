@@ -214,7 +214,7 @@ def _record(path: Path, number: int, line: bytes, loads: Callable[[str], Any]) -
     return record
 
 
-_EXPECTED = {pl.String: "a text", pl.Float64: "a finite number", pl.Int64: "a whole number"}
+_EXPECTED = {pl.String: "a text", pl.Float64: "a finite number", pl.Int64: "a whole number of 64 bits with a sign"}
 
 
 def _converted(value: Any, dtype: Any) -> Any:
@@ -226,7 +226,10 @@ def _converted(value: Any, dtype: Any) -> Any:
     try:
         number = float(value)
         if dtype == pl.Int64:
-            return int(value) if not isinstance(value, float) else int(number) if number.is_integer() else None
+            if isinstance(value, float) and not value.is_integer():
+                return None
+            whole = int(value)
+            return whole if -(2**63) <= whole < 2**63 else None
     except (ValueError, OverflowError):
         return None
     return number if number - number == 0 else None  # neither infinite nor NaN

@@ -62,6 +62,11 @@ def test_lines_that_are_python_literals(tmp_path):
         (b'{"user": "", "time": 2}', "line 3 has an empty field 'user'"),
         (b'{"user": "b", "time": "now"}', "line 3 has field 'time' 'now', expected a whole number"),
         (b'{"user": "b", "time": 1.5}', "line 3 has field 'time' 1.5, expected a whole number"),
+        (
+            b'{"user": "b", "time": 9223372036854775808}',
+            "'time' 9223372036854775808, expected a whole number of 64 bits",
+        ),
+        (b'{"user": "b", "time": 1e19}', "'time' 1e+19, expected a whole number"),
         (b'{"user": "b", "time": 2, "rating": NaN}', "field 'rating' nan, expected a finite number"),
         (b'{"user": "\xff", "time": 2}', "line 3 is not valid UTF-8 at byte 10"),
     ],
