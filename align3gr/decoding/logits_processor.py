@@ -35,8 +35,15 @@ class SCIDLogitsProcessor(LogitsProcessor):
 
     ```python
     processor = SCIDLogitsProcessor(trie, vocabulary.item_tokens, prompt_length=input_ids.shape[1])
-    model.generate(input_ids, attention_mask=mask, logits_processor=LogitsProcessorList([processor]),
-                   num_beams=20, num_return_sequences=20, length_penalty=0.0, max_new_tokens=trie.levels)
+    model.generate(
+        input_ids,
+        attention_mask=mask,
+        logits_processor=LogitsProcessorList([processor]),
+        num_beams=20,
+        num_return_sequences=20,
+        length_penalty=0.0,
+        max_new_tokens=trie.levels,
+    )
     ```
     """
 
