@@ -42,6 +42,7 @@ FOLDERS = {
     "evaluate": "evaluation",
 }
 # Stages that can be launched in several processes.
+MODEL_STAGES = ("rf_dpo", "sp_dpo", "sft")  # what leaves a model, the last one first
 SEVERAL_PROCESSES = ("sft", "sp_dpo", "rf_dpo", "evaluate")
 _PACKAGES = ("align3gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 

@@ -54,10 +54,10 @@ class Probe:
         known = [np.unique(history) for history in self.histories]
         longest = max(len(items) for items in known)
         lists = generate_rankings(self.recommender.search, prompts, 16, longest, allowed=known, progress=False)
-        probability = np.exp(lists.allowed_scores)
+        probability = np.exp(lists.seen_allowed_scores)
         latest = np.array([history[-1] for history in self.histories])
-        together, on_latest = probability.sum(1), (probability * (lists.allowed == latest[:, None])).sum(1)
-        best = generate_rankings(self.recommender.search, prompts, 16, 10, progress=False).allowed
+        together, on_latest = probability.sum(1), (probability * (lists.seen_allowed == latest[:, None])).sum(1)
+        best = generate_rankings(self.recommender.search, prompts, 16, 10, progress=False).seen_allowed
         hit = (best == np.asarray(self.questions.targets)[:, None]).any(1)
 
         def over(values: np.ndarray, some: np.ndarray) -> float | None:

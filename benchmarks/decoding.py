@@ -210,7 +210,7 @@ def invalid_items(model: LlamaForCausalLM) -> int:
         candidates = make_search(model, setting.codes).search(setting.input_ids, setting.mask)
         allowed = candidates.top(BEAMS).items.tolist()
         deny = [[item for item in row if item >= 0][::2] for row in allowed]
-        for rows, denied in ((allowed, [[]] * 8), (candidates.top(BEAMS, deny=deny).items.tolist(), deny)):
+        for rows, denied in ((allowed, [[]] * 8), (candidates.top(BEAMS, denied=deny).items.tolist(), deny)):
             for row, hidden in zip(rows, denied, strict=True):
                 shown = [item for item in row if item != -1]
                 wrong += sum(not 0 <= item < items or item in hidden for item in shown) + len(shown) - len(set(shown))
@@ -310,7 +310,7 @@ def measure_filters(console: Console) -> dict[str, Any]:
     runs = {"none": plain, "20 denied": partial(plain, denied=deny), "2,000 allowed": partial(plain, allowed=allow)}
     seconds = cpu_seconds({name: (run, 3) for name, run in runs.items()}, rounds=3)
     lengths = {
-        "denied afterwards": float((plain().top(10, deny=deny).items >= 0).sum(1).float().mean()),
+        "denied afterwards": float((plain().top(10, denied=deny).items >= 0).sum(1).float().mean()),
         "denied in the search": float((plain(denied=deny).top(10).items >= 0).sum(1).float().mean()),
     }
     console.print("seconds for 16 prompts", seconds, "mean length of a list of 10", lengths)

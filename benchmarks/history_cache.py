@@ -44,11 +44,11 @@ def main() -> None:
     lists = rank_policy(recommender.search, recommender.prompt_builder, questions, item_codes, user_codes, 20)
     cache = HistoryCache.fit(split.train_sequences())
     variants = {
-        "model alone": lists.allowed,
+        "model alone": lists.seen_allowed,
         "five latest, then the model": latest_then(questions.histories, lists.seen_masked, 5),
     }
     for share in arguments.shares:
-        mixed, _ = cache.with_share(share).mix(lists.allowed, lists.allowed_scores, questions.histories)
+        mixed, _ = cache.with_share(share).mix(lists.seen_allowed, lists.seen_allowed_scores, questions.histories)
         variants[f"share {share:g}"] = mixed
     returns = np.mean(
         [target in history for target, history in zip(questions.targets, questions.histories, strict=True)]

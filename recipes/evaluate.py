@@ -3,9 +3,8 @@
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
-from align3gr.baselines import HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+from align3gr.baselines import judge_simple_systems
 from align3gr.data import RatingScale, Split, SyntheticMarket
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.data.synthetic import CONFIG_NAME
@@ -15,7 +14,6 @@ from align3gr.evaluation import (
     PER_USER_FILE,
     FullEvaluation,
     judge_policies,
-    rank_histories,
     read_curriculum,
     reported_ks,
     results_page,
@@ -27,13 +25,6 @@ from align3gr.processes import launched
 from align3gr.recipe import parse, run_recipe
 from align3gr.report import write_run_report
 from align3gr.scid import load_codes
-
-BASELINES = {
-    "popularity": Popularity,
-    "history, latest first": HistoryRepeat,
-    "item-kNN": ItemKNN,
-    "five latest, then item-kNN": HistoryThenItemKNN,
-}
 
 
 @dataclass
@@ -74,16 +65,7 @@ def main() -> None:
         user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         semantic = Embeddings.load(vectors, ITEM_ID, split.items[ITEM_ID]).semantic if vectors.exists() else None
         evaluation = FullEvaluation(split, item_codes, semantic, ks)
-        # All processes rank their share of the users; the main one alone judges and writes.
-        for name, baseline in BASELINES.items():
-            begun = time.perf_counter()
-            fitted = baseline().fit(split.train_sequences(), len(split.items))
-            allowed, masked = (
-                rank_histories(partial(fitted.rank, k=k, exclude_seen=seen), questions.histories)
-                for seen in (False, True)
-            )
-            if process.is_main_process:
-                evaluation.add(name, questions, allowed, masked, seconds=time.perf_counter() - begun)
+        judge_simple_systems(evaluation, split, questions, k)
         folders = {"SFT": sft / "model"}
         for title, folder in zip(("SP-DPO", "RF-DPO"), preference, strict=True):
             folders |= stage_policies(title, folder)

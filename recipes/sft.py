@@ -72,12 +72,12 @@ def main() -> None:
             item_codes,
             tasks,
             templates,
-            arguments.objective,
-            arguments.rephrased,
-            arguments.returns,
-            arguments.shuffled,
-            longest,
-            training.seed,
+            objective=arguments.objective,
+            rephrased=arguments.rephrased,
+            returns=arguments.returns,
+            shuffled=arguments.shuffled,
+            max_length=longest,
+            seed=training.seed,
         )
         recommender = Recommender(
             model,

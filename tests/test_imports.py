@@ -30,7 +30,7 @@ ORDER = [
     "checkpoints",
 ]
 LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "serving", "doctor", "demo"]
-LAST += ["pipeline", "recipe", "cli"]
+LAST += ["pipeline", "stage_processes", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
 ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor", "demo"}
@@ -38,8 +38,9 @@ ALLOWED["hub"] |= {"pipeline"}
 ALLOWED["demo"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}
 ALLOWED["report"] |= {"pipeline"}
-ALLOWED["ablation"] |= {"pipeline"}
-ALLOWED["baselines"] |= {"pipeline", "sft"}
+ALLOWED["stage_processes"] |= {"pipeline"}
+ALLOWED["ablation"] |= {"pipeline", "stage_processes"}
+ALLOWED["baselines"] |= {"pipeline", "stage_processes", "sft"}
 
 
 def test_imports_point_one_way():

@@ -38,7 +38,7 @@ def test_all_stages_make_the_same_prompts(scid_tokenizer, templates, monkeypatch
     def capture(search, inputs, *args, **options):
         asked.extend(inputs)
         lists = np.zeros((len(inputs), 1), dtype=np.int64)
-        return SimpleNamespace(allowed=lists, masked=lists, allowed_scores=lists * 0.0)
+        return SimpleNamespace(seen_allowed=lists, masked=lists, seen_allowed_scores=lists * 0.0)
 
     monkeypatch.setattr("align3gr.evaluation.evaluator.generate_rankings", capture)
     monkeypatch.setattr("align3gr.decoding.recommender.generate_rankings", capture)

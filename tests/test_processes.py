@@ -42,7 +42,7 @@ for rows in map(int, sys.argv[3:]):
         generate_rankings(recommender.search, prompts, 2, 4, histories, progress=False, distributed=distributed)
         for distributed in (False, True)
     )
-    assert shared.allowed.shape == (rows, 4) and (shared.allowed >= 0).all()
+    assert shared.seen_allowed.shape == (rows, 4) and (shared.seen_allowed >= 0).all()
     assert all(np.array_equal(one, two) for one, two in zip(alone, shared, strict=True))
 leave()
 """

@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,10 @@ import yaml
 
 from align3gr.data.schema import USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, option_words, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codebook_sizes, read_code_table
 from align3gr.scid.quality import measure_quality
+from align3gr.stage_processes import link_stage, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +62,11 @@ class RowCodes:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in SHARED_STAGES:
-            link = stage_folder(self.folder, name)
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(stage_folder(run_dir, name), link.parent), target_is_directory=True)
+            link_stage(stage_folder(self.folder, name), stage_folder(run_dir, name))
         if (stage_folder(self.folder, SCID) / MANIFEST).is_file():
             return  # under this key nothing else can stand here
-        words = ["--config", self.config, "--run_dir", str(self.folder), *option_words({"seed": self.seed})]
-        command = [sys.executable, "-m", "align3gr.cli", SCID, *words, *option_words(self.options)]
         logger.info("codes %s, seed %d: %s", self.folder.name, self.seed, dict(self.options) or self.config)
-        if status := subprocess.call(command, env=os.environ):
+        if status := run_stage(SCID, self.config, self.folder, {"seed": self.seed} | dict(self.options)):
             raise InputError(f"{self.folder}: the training of codes ended with status {status}; its message is above")
 
 

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +24,9 @@ from align3gr.ablation.judging import judge
 from align3gr.ablation.table import write_table
 from align3gr.data.schema import PROFILE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, option_words, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codes, save_codes
+from align3gr.stage_processes import link_stage, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +90,9 @@ def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -
     if cell.stage == "rf_dpo" and cell.after is not None:
         options["start_from"] = cell.after.stage
     started = time.perf_counter()
+    options = {"seed": cell.seed} | options
     base = arguments.base_of(cell.stage)
-    words = ["--config", base, "--run_dir", str(cell.folder), "--seed", str(cell.seed), *option_words(options)]
-    launcher = ["--accelerate_config", arguments.accelerate_config] if arguments.accelerate_config else []
-    command = [sys.executable, "-m", "align3gr.cli", cell.stage, *launcher, *words]
-    if status := subprocess.call(command, env=os.environ):
+    if status := run_stage(cell.stage, base, cell.folder, options, arguments.accelerate_config):
         raise InputError(
             f"{cell.row}, seed {cell.seed}: the training ended with status {status}; its message is above"
         )
@@ -134,7 +130,7 @@ def _share_inputs(run_dir: Path, cell: Cell, control: str | None) -> None:
             target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         if control is None:
-            _link(target, source)
+            link_stage(target, source)
             continue
         # Without manifests the copies are nobody's stages, so neither is compared with what made the other.
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(MANIFEST))
@@ -144,11 +140,7 @@ def _share_inputs(run_dir: Path, cell: Cell, control: str | None) -> None:
         target = stage_folder(cell.folder, before.stage)
         shutil.rmtree(target, ignore_errors=True)
         if before.trained.is_dir():
-            _link(target, before.trained)
-
-
-def _link(target: Path, source: Path) -> None:
-    target.symlink_to(os.path.relpath(source, target.parent), target_is_directory=True)
+            link_stage(target, before.trained)
 
 
 def _unlink_stages(cell: Cell) -> None:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from align3gr.baselines.published import PUBLISHED, PublishedRow
     from align3gr.baselines.sasrec import SASRec, SASRecModel
     from align3gr.baselines.settings import StudySettings
-    from align3gr.baselines.simple import Baseline, HistoryRepeat, HistoryThenItemKNN, ItemKNN, Popularity
+    from align3gr.baselines.simple import (
+        Baseline,
+        HistoryRepeat,
+        HistoryThenItemKNN,
+        ItemKNN,
+        Popularity,
+        judge_simple_systems,
+    )
     from align3gr.baselines.study import Study
     from align3gr.baselines.systems import SYSTEMS, System, draw_trials
     from align3gr.baselines.tables import fair_play, over_seeds, results_table, tuning_table
@@ -35,7 +42,14 @@ __getattr__, __all__ = attach(
         "published": ("PUBLISHED", "PublishedRow"),
         "sasrec": ("SASRec", "SASRecModel"),
         "settings": ("StudySettings",),
-        "simple": ("Baseline", "HistoryRepeat", "HistoryThenItemKNN", "ItemKNN", "Popularity"),
+        "simple": (
+            "Baseline",
+            "HistoryRepeat",
+            "HistoryThenItemKNN",
+            "ItemKNN",
+            "Popularity",
+            "judge_simple_systems",
+        ),
         "study": ("Study",),
         "systems": ("SYSTEMS", "System", "draw_trials"),
         "tables": ("fair_play", "over_seeds", "results_table", "tuning_table"),

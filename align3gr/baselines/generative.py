@@ -11,8 +11,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +24,9 @@ from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, named_files, option_words, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, named_files, read_manifest, stage_folder
 from align3gr.scid.code_table import load_codes
+from align3gr.stage_processes import link_stage, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class StageChain:
             run_dir = self.folder / f"{stage}-{key}"
             run_dir.mkdir(parents=True, exist_ok=True)
             for name, source in finished.items():
-                _link(stage_folder(run_dir, name), source)
+                link_stage(stage_folder(run_dir, name), source)
             if not _is_finished(run_dir, stage):
                 self._run(stage, run_dir, options.get(stage, {}) | dict(added(stage, run_dir)), seed)
             finished[stage] = stage_folder(run_dir, stage)
@@ -116,11 +115,10 @@ class StageChain:
         return TrainedChain(run_dir, finished[stage] / "model", seconds, memory)
 
     def _run(self, stage: str, run_dir: Path, options: Mapping[str, Any], seed: int) -> None:
-        words = ["--config", str(self.files[stage]), "--run_dir", str(run_dir), "--seed", str(seed)]
-        launcher = [] if self.accelerate_config is None else ["--accelerate_config", self.accelerate_config]
-        command = [sys.executable, "-m", "align3gr.cli", stage, *launcher, *words, *option_words(options)]
         before = children_seconds()
-        if status := subprocess.call(command, env=os.environ):
+        if status := run_stage(
+            stage, self.files[stage], run_dir, {"seed": seed} | dict(options), self.accelerate_config
+        ):
             raise InputError(f"{run_dir}: stage '{stage}' ended with status {status}; its message is above")
         seconds = round(children_seconds() - before, 2)
         (run_dir / SECONDS_FILE).write_text(json.dumps({stage: seconds}) + "\n", encoding="utf-8")
@@ -192,7 +190,7 @@ class GenerativeSystem:
         recommender = Recommender.from_pretrained(self.trained.model, num_beams=max(self.num_beams, k))
         prompts = recommender.prompt_builder
         ranked = rank_policy(recommender.search, prompts, questions, item_codes, user_codes, k)
-        return ranked.allowed, ranked.seen_masked
+        return ranked.seen_allowed, ranked.seen_masked
 
 
 def by_stage(setting: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -239,12 +237,6 @@ def stage_chains(
 
 def _is_finished(run_dir: Path, stage: str) -> bool:
     return (run_dir / SECONDS_FILE).is_file() and (stage_folder(run_dir, stage) / MANIFEST).is_file()
-
-
-def _link(target: Path, source: Path) -> None:
-    """A link to a finished stage; what stood there before is replaced."""
-    target.unlink(missing_ok=True)
-    target.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()), target_is_directory=True)
 
 
 def children_seconds() -> float:

@@ -5,14 +5,20 @@ exclude_seen)` gives (users, k) int64 item indices, best first, -1 where there i
 are ranked by item index, so a ranking can be repeated.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
 import scipy.sparse as sp
 
+from align3gr.data.tables import EvaluationSet, Split
 from align3gr.errors import InputError
+from align3gr.evaluation.evaluator import rank_histories
+from align3gr.evaluation.full_evaluation import FullEvaluation
 from align3gr.evaluation.policies import latest_then
+from align3gr.processes import launched
 
 # Users scored at once. A user reaches some thousands of items over their neighbours: 100 MB of sparse scores a batch.
 BATCH_SIZE = 4096
@@ -213,3 +219,32 @@ def _keep_first(rankings: np.ndarray, k: int) -> np.ndarray:
 
 def _pad(rankings: np.ndarray, k: int) -> np.ndarray:
     return np.pad(rankings, ((0, 0), (0, k - rankings.shape[1])), constant_values=-1)
+
+
+SIMPLE_SYSTEMS: dict[str, Callable[[], Baseline]] = {
+    "popularity": Popularity,
+    "history, latest first": HistoryRepeat,
+    "item-kNN": ItemKNN,
+    "five latest, then item-kNN": HistoryThenItemKNN,
+}
+
+
+def judge_simple_systems(evaluation: FullEvaluation, split: Split, questions: EvaluationSet, k: int) -> None:
+    """A row for each system that needs no model, beside those of the models.
+
+    All processes of a launch must make the call; each ranks its share of the users, the main one judges.
+
+    Args:
+        evaluation: takes the rows, in the main process.
+        split: its train part is all that the systems learn from.
+        questions: histories and targets.
+        k: length of the lists.
+    """
+    for name, system in SIMPLE_SYSTEMS.items():
+        begun = time.perf_counter()
+        fitted = system().fit(split.train_sequences(), len(split.items))
+        allowed, masked = (
+            rank_histories(partial(fitted.rank, k=k, exclude_seen=seen), questions.histories) for seen in (False, True)
+        )
+        if launched().is_main_process:
+            evaluation.add(name, questions, allowed, masked, seconds=time.perf_counter() - begun)

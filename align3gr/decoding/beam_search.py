@@ -64,7 +64,7 @@ class ConstrainedBeamSearch(ConstrainedSearch):
     ```python
     search = ConstrainedBeamSearch(model, SCIDTrie.from_codes(codes, (256, 256, 256)), vocabulary.item_tokens)
     candidates = search.search(input_ids, attention_mask)
-    allowed, masked = candidates.top(10), candidates.top(10, deny=histories)
+    allowed, masked = candidates.top(10), candidates.top(10, denied=histories)
     ```
     """
 

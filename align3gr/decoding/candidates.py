@@ -70,18 +70,19 @@ class LeafCandidates:
     def top(
         self,
         k: int,
-        deny: Sequence[Sequence[int] | np.ndarray] | None = None,
-        allow: ItemSets | None = None,
+        denied: Sequence[Sequence[int] | np.ndarray] | None = None,
+        allowed: ItemSets | None = None,
     ) -> BeamOutput:
         """The `k` best items of each row. Equal scores stand in code order, items with one SCID by item index.
 
-        `deny` and `allow` choose among the leaves that the search reached, so a long `deny` or a narrow `allow` may
-        leave fewer than `k`; given to [`ConstrainedBeamSearch.search`] they steer the search itself, and do not.
+        `denied` and `allowed` choose among the leaves that the search reached, so a long `denied` or a narrow
+        `allowed` may leave fewer than `k`; given to [`ConstrainedBeamSearch.search`] they steer the search itself,
+        and do not.
 
         Args:
             k: length of the lists, at most `num_beams`.
-            deny: for each row the item indices that must not be shown.
-            allow: item indices that alone may be shown, one set for all rows or one a row.
+            denied: for each row the item indices that must not be shown.
+            allowed: item indices that alone may be shown, one set for all rows or one a row.
 
         Raises:
             InputError: `k` is below 1 or above `num_beams`, or a set a row was given for another number of rows.
@@ -89,11 +90,11 @@ class LeafCandidates:
         batch, num_leaves = self.leaves.shape
         if not 1 <= k <= self.num_beams:
             raise InputError(f"k: got {k}, expected 1 to num_beams={self.num_beams}; search with more beams")
-        if deny is not None and len(deny) != batch:
-            raise InputError(f"deny: got {len(deny)} rows for a batch of {batch}; give one list of items a row")
-        longest = max((len(row) for row in deny), default=0) if deny is not None else 0
+        if denied is not None and len(denied) != batch:
+            raise InputError(f"denied: got {len(denied)} rows for a batch of {batch}; give one list of items a row")
+        longest = max((len(row) for row in denied), default=0) if denied is not None else 0
         # A leaf among the best that gives no item costs at least one denied item, so these are enough leaves.
-        wanted = num_leaves if allow is not None else min(k + longest, num_leaves)
+        wanted = num_leaves if allowed is not None else min(k + longest, num_leaves)
         places = stable_topk(self.scores if self.ranks is None else self.ranks, wanted)[1]
         scores = self.scores.gather(1, places)
         items = self.trie.items(self.leaves.gather(1, places))  # (batch, wanted, items a leaf)
@@ -102,8 +103,8 @@ class LeafCandidates:
         valid = items >= 0
         if self.item_filter is not None:
             valid &= self.item_filter.allows(items)
-        if longest or allow is not None:
-            valid &= ItemFilter(self.trie, batch, allow, deny if longest else None).allows(items)
+        if longest or allowed is not None:
+            valid &= ItemFilter(self.trie, batch, allowed, denied if longest else None).allows(items)
         return _first_valid(items, scores, valid, k)
 
 

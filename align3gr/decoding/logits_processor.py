@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from align3gr.decoding.search import token_rows
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
@@ -50,20 +51,13 @@ class SCIDLogitsProcessor(LogitsProcessor):
     def __init__(
         self, trie: SCIDTrie, level_tokens: np.ndarray | Tensor, prompt_length: int, eos_token_id: int | None = None
     ) -> None:
-        table = torch.as_tensor(level_tokens)
-        if table.ndim != 2 or table.shape[0] != trie.levels or table.shape[1] < max(trie.codebook_sizes):
-            raise InputError(
-                f"level_tokens: got shape {tuple(table.shape)}, expected ({trie.levels}, {max(trie.codebook_sizes)}) "
-                "or wider to fit the catalogue; the tokenizer was made for other codes"
-            )
+        tokens = token_rows(level_tokens, trie)
         if prompt_length < 1:
             raise InputError(f"prompt_length: got {prompt_length}, expected input_ids.shape[1]")
         self.trie = trie
         self.prompt_length = prompt_length
         self.eos_token_id = eos_token_id
-        self._tokens = [
-            row[:size].long().to(trie.device) for row, size in zip(table, trie.codebook_sizes, strict=True)
-        ]
+        self._tokens = [row.to(trie.device) for row in tokens]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores with -inf at every token that leads out of the catalogue.

@@ -26,9 +26,9 @@ class Rankings(NamedTuple):
     """Ranked lists of many users, best first; -1 and -inf where a list is shorter than `k`.
 
     Attributes:
-        allowed: item indices, items of the history included.
+        seen_allowed: item indices, items of the history included.
             Shape: `(users, k)`, int64.
-        allowed_scores: their log-probabilities.
+        seen_allowed_scores: their log-probabilities.
             Shape: `(users, k)`, float32.
         masked: item indices without those of the user's history; None where no histories were given.
             Shape: `(users, k)`, int64.
@@ -36,8 +36,8 @@ class Rankings(NamedTuple):
             Shape: `(users, k)`, float32.
     """
 
-    allowed: np.ndarray
-    allowed_scores: np.ndarray
+    seen_allowed: np.ndarray
+    seen_allowed_scores: np.ndarray
     masked: np.ndarray | None
     masked_scores: np.ndarray | None
 
@@ -129,7 +129,7 @@ def _rank_batch(
     _store(candidates.top(k), items[0], scores[0], everyone)
     if histories is not None:
         seen = [histories[row] for row in rows]
-        _store(candidates.top(k, deny=seen), items[1], scores[1], everyone)
+        _store(candidates.top(k, denied=seen), items[1], scores[1], everyone)
         short = np.flatnonzero(_is_short(items[1], seen, allowed, denied, search.trie.num_items))
         if len(short):
             deny = union([seen[place] for place in short], _rows_of(denied, short))

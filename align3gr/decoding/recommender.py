@@ -188,7 +188,7 @@ class Recommender:
             allowed=allowed,
             denied=union(indices, denied) if exclude_seen else denied,
         )
-        items, scores = rankings.allowed, rankings.allowed_scores
+        items, scores = rankings.seen_allowed, rankings.seen_allowed_scores
         if cache is not None:
             items, scores = cache.mix(items, scores, indices, allowed, denied)
         return [

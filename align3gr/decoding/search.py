@@ -67,7 +67,7 @@ class ConstrainedSearch(ABC):
         self.widths = widths
         self.normalizer = normalizer
         self._level_tokens = level_tokens
-        self._tokens = [row.to(model.device) for row in _token_rows(level_tokens, trie)]
+        self._tokens = [row.to(model.device) for row in token_rows(level_tokens, trie)]
         _check_tokens(self._tokens, model)
 
     def search(
@@ -193,8 +193,12 @@ def _check_model(model: PreTrainedModel) -> None:
         check_encoder_decoder(model)
 
 
-def _token_rows(level_tokens: np.ndarray | Tensor, trie: SCIDTrie) -> list[Tensor]:
-    """One row of token ids a level, as long as its codebook."""
+def token_rows(level_tokens: np.ndarray | Tensor, trie: SCIDTrie) -> list[Tensor]:
+    """One row of token ids a level, as long as its codebook.
+
+    Raises:
+        InputError: the table is not of this trie's levels and sizes.
+    """
     table = torch.as_tensor(level_tokens)
     if table.ndim != 2 or table.shape[0] != trie.levels or table.shape[1] < max(trie.codebook_sizes):
         raise InputError(

@@ -221,7 +221,8 @@ class PromptTree:
             )
         window = getattr(text, "sliding_window", None)
         types = getattr(text, "layer_types", None)
-        if window is not None and longest > window and (types is None or "sliding_attention" in types):
+        slides = getattr(text, "use_sliding_window", True) and (types is None or "sliding_attention" in types)
+        if window is not None and longest > window and slides:
             raise InputError(
                 f"input_ids: prompt and SCID need {longest} tokens, the model's sliding window holds {window}; "
                 "shorten the prompt"

@@ -24,6 +24,7 @@ from align3gr.decoding.search import ConstrainedSearch
 from align3gr.errors import InputError
 from align3gr.processes import in_shares, launched
 from align3gr.progress import ProgressBar
+from align3gr.scid.prompts import PromptBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _part(
     def rank(rows: np.ndarray) -> np.ndarray:
         ranked = generate_rankings(
             search, [prompts[row] for row in rows], batch_size, k=search.num_beams, progress=False
-        ).allowed.astype(np.int32)
+        ).seen_allowed.astype(np.int32)
         bar.update(len(rows) * sharing)  # the other processes are about as far
         return ranked
 
@@ -183,3 +184,26 @@ def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def prompts_of(
+    builder: PromptBuilder,
+    user_codes: np.ndarray | None,
+    item_codes: np.ndarray,
+    user_rows: Sequence[int] | np.ndarray,
+    histories: Sequence[np.ndarray],
+) -> list[list[int]]:
+    """Prompts of users with their histories, as item indices; without users where `user_codes` is None."""
+    return [
+        builder.prompt(None if user_codes is None else user_codes[user], item_codes[history])
+        for user, history in zip(user_rows, histories, strict=True)
+    ]
+
+
+def in_first_order(values: np.ndarray) -> np.ndarray:
+    """Distinct values in the order of their first appearance.
+
+    >>> in_first_order(np.array([3, 1, 3, 2, 1])).tolist()
+    [3, 1, 2]
+    """
+    return values[np.sort(np.unique(values, return_index=True)[1])]

@@ -33,7 +33,7 @@ from transformers.trainer_callback import ExportableState
 from align3gr.checkpoints import LogWithCheckpoint, check_checkpoint, is_finished, last_checkpoint, restore_weights
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.dpo.curriculum_run import CurriculumRun, Evaluate, whole_file, whole_folder
-from align3gr.dpo.curriculum_stage import CurriculumStage
+from align3gr.dpo.curriculum_stage import CurriculumStage, check_names
 from align3gr.dpo.preference_rows import REFERENCE_COLUMNS
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.dpo.softmax_dpo_config import SoftmaxDPOConfig
@@ -200,9 +200,7 @@ def stage_seed(seed: int, number: int) -> int:
 
 
 def _check_arguments(stages: Sequence[CurriculumStage], args: SoftmaxDPOConfig) -> None:
-    names = [stage.name for stage in stages]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"stages: expected at least one, each with a name of its own; got {names}")
+    check_names(stages)
     if not args.disable_dropout:
         raise InputError("disable_dropout=False hides whether a stage starts from its own reference; leave it on")
     if args.save_only_model:

@@ -57,10 +57,19 @@ def read_stages(entries: Sequence[Any], num_prompts: int) -> list[CurriculumStag
     ['easy', 'easy']
     """
     stages = [_stage(entry, num_prompts) for entry in entries]
+    check_names(stages)
+    return stages
+
+
+def check_names(stages: Sequence[CurriculumStage]) -> None:
+    """Refuses stages that a record could not tell apart.
+
+    Raises:
+        InputError: There is none, or two have one name.
+    """
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise InputError(f"stages: expected at least one, each with a name of its own; got {names}")
-    return stages
 
 
 def _stage(entry: Any, num_prompts: int) -> CurriculumStage:

@@ -19,7 +19,7 @@ import numpy as np
 
 from align3gr.data.feedback import DISLIKED, LIKED, NEUTRAL, UNKNOWN, Feedback
 from align3gr.decoding.search import ConstrainedSearch
-from align3gr.dpo.candidates import PART_PROMPTS, generate_candidates
+from align3gr.dpo.candidates import PART_PROMPTS, generate_candidates, in_first_order, prompts_of
 from align3gr.dpo.difficulty import longest_common_prefix
 from align3gr.dpo.self_play import PreferenceRows
 from align3gr.errors import InputError
@@ -113,10 +113,7 @@ def build_feedback_rows(
     places = rng.permutation(np.flatnonzero(eligible))[:num_prompts]
     users = feedback.user_rows[liked[places]]
     histories = [train_sequences[user][:end] for user, end in zip(users, history_ends[places], strict=True)]
-    prompts = [
-        prompt_builder.prompt(None if user_codes is None else user_codes[user], item_codes[history])
-        for user, history in zip(users, histories, strict=True)
-    ]
+    prompts = prompts_of(prompt_builder, user_codes, item_codes, users, histories)
     beams = generate_candidates(search, prompts, batch_size, folder, part_prompts, distributed, progress)
     completions = prompt_builder.vocabulary.item_ids(item_codes[first_item]).tolist()
     rows: list[dict[str, Any]] = []
@@ -198,15 +195,10 @@ def _choose(
     ranks = np.where(here & (pool.ranks > 0), pool.ranks, np.iinfo(np.int64).max)
     in_history = np.isin(pool.leaves, shown)
     order = np.lexsort((np.abs(pool.timestamps - timestamp), in_history, ranks, ~here))
-    logged = _distinct(pool.leaves[order])
-    generated = _distinct(beam[np.isin(beam, logged)])
+    logged = in_first_order(pool.leaves[order])
+    generated = in_first_order(beam[np.isin(beam, logged)])
     rejected = np.concatenate([generated, logged[~np.isin(logged, generated)]])[:num_rejected]
     return rejected, min(len(generated), num_rejected), int(np.isin(rejected, pool.leaves[here]).sum())
-
-
-def _distinct(leaves: np.ndarray) -> np.ndarray:
-    """Distinct values in the order of their first appearance."""
-    return leaves[np.sort(np.unique(leaves, return_index=True)[1])]
 
 
 def _statistics(rows: list[dict[str, Any]], by_length: np.ndarray) -> dict[str, Any]:

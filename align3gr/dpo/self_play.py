@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align3gr.decoding.search import ConstrainedSearch
-from align3gr.dpo.candidates import PART_PROMPTS, generate_candidates, sample_train_positions
+from align3gr.dpo.candidates import (
+    PART_PROMPTS,
+    generate_candidates,
+    in_first_order,
+    prompts_of,
+    sample_train_positions,
+)
 from align3gr.dpo.difficulty import (
     CosineBuckets,
     DistinctSCIDs,
@@ -90,7 +96,7 @@ def build_preference_rows(
     for prompt, ids in enumerate(prompts):
         chosen = int(leaves.leaf_of_item[targets[prompt]])
         known = leaves.leaf_of_item[known_positives[prompt]] if known_positives is not None else np.empty(0, int)
-        proposed = _in_first_order(leaves.leaf_of_item[candidates[prompt][candidates[prompt] >= 0]])
+        proposed = in_first_order(leaves.leaf_of_item[candidates[prompt][candidates[prompt] >= 0]])
         proposed = proposed[proposed != chosen]
         free = proposed[~np.isin(proposed, known)]
         tally.known_positives += len(proposed) - len(free)
@@ -165,10 +171,7 @@ def self_play_rows(
     """
     places = sample_train_positions(train_sequences, num_prompts, rng, min_history)
     histories = [train_sequences[user][:position] for user, position in zip(*places, strict=True)]
-    prompts = [
-        prompt_builder.prompt(None if user_codes is None else user_codes[user], item_codes[history])
-        for user, history in zip(places.user_rows, histories, strict=True)
-    ]
+    prompts = prompts_of(prompt_builder, user_codes, item_codes, places.user_rows, histories)
     candidates = generate_candidates(search, prompts, batch_size, folder, part_prompts, distributed, progress)
     rows, statistics = build_preference_rows(
         prompts,
@@ -238,8 +241,3 @@ class _Tally:
             "prefix_lengths": {str(at): count / rejected for at, count in enumerate(self._by_length.tolist())},
         }
         return statistics if self._vectors is None else statistics | {"mean_cosine": self._cosine / rejected}
-
-
-def _in_first_order(leaves: np.ndarray) -> np.ndarray:
-    """Distinct values in the order of their first appearance."""
-    return leaves[np.sort(np.unique(leaves, return_index=True)[1])]

@@ -92,7 +92,7 @@ def evaluate_policy(
         search, prompts, questions, item_codes, user_codes, max(ks), batch_size, progress, distributed
     )
     return three_columns(
-        ranked.allowed, ranked.seen_masked, questions.targets, questions.histories, ks, questions.ratings
+        ranked.seen_allowed, ranked.seen_masked, questions.targets, questions.histories, ks, questions.ratings
     )
 
 

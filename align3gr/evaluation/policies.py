@@ -96,7 +96,7 @@ def judge_policies(
             )
             done[name] = ranking, time.perf_counter() - begun
             if main:
-                evaluation.add(name, questions, ranking.allowed, ranking.seen_masked, seconds=done[name][1])
+                evaluation.add(name, questions, ranking.seen_allowed, ranking.seen_masked, seconds=done[name][1])
         elif main:
             evaluation.add_same(name, first)
         if main and name in with_history:
@@ -106,7 +106,7 @@ def judge_policies(
             evaluation.add(f"{LATEST_THEN} {name}", questions, fused, unseen, seconds=seconds)
             if history_cache is not None:
                 begun = time.perf_counter()
-                mixed, _ = history_cache.mix(ranking.allowed, ranking.allowed_scores, questions.histories)
+                mixed, _ = history_cache.mix(ranking.seen_allowed, ranking.seen_allowed_scores, questions.histories)
                 seconds += time.perf_counter() - begun
                 evaluation.add(f"{name}{WITH_CACHE}", questions, mixed, unseen, seconds=seconds)
 

@@ -17,12 +17,10 @@ from align3gr.decoding.catalogue_tables import CODES
 from align3gr.decoding.recommender import ITEM_CODES_FILE, SCID_FOLDER, USER_CODES_FILE
 from align3gr.errors import InputError
 from align3gr.hub.run_card import LINEAGE_FILE, card, lineage
-from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, MODEL_STAGES, read_manifest, stage_folder
 from align3gr.scid import ENCODERS
 
 ARTEFACTS = ("recommender", "scid", "items")
-# What has a model, the last one first.
-MODEL_STAGES = ("rf_dpo", "sp_dpo", "sft")
 CARD_FILE, CATALOGUE_FILE = "README.md", "items.parquet"
 # Nothing that could run code when it is opened.
 _SAFE = {".safetensors", ".json", ".jinja", ".parquet", ".txt", ".model"}

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
-from align3gr.pipeline import FOLDERS, STAGES, read_manifest, stage_folder
+from align3gr.pipeline import FOLDERS, MODEL_STAGES, STAGES, read_manifest, stage_folder
 from align3gr.stage_folders import MANIFEST
-
-POLICIES = ("rf_dpo", "sp_dpo", "sft")  # stages that leave a model, the last one first
 
 
 class RunFiles:
@@ -60,7 +58,8 @@ class RunFiles:
     def last_model(self) -> tuple[str, Path] | None:
         """The last finished stage that leaves a model, and the model's folder."""
         return next(
-            ((name, self.stage(name) / "model") for name in POLICIES if (self.stage(name) / "model").is_dir()), None
+            ((name, self.stage(name) / "model") for name in MODEL_STAGES if (self.stage(name) / "model").is_dir()),
+            None,
         )
 
     def _manifest(self, name: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def run_dir(smoke_run, tmp_path):
 @pytest.fixture
 def trainings(smoke_run, monkeypatch):
     trainings = Trainings(smoke_run)
-    monkeypatch.setattr("align3gr.ablation.running.subprocess.call", trainings)
+    monkeypatch.setattr("subprocess.call", trainings)
     return trainings
 
 
@@ -200,7 +200,7 @@ def test_trained_for_real_the_rows_of_table_3_have_the_codes_that_they_name(run_
         return 0
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("align3gr.ablation.running.subprocess.call", train)
+    monkeypatch.setattr("subprocess.call", train)
     (arguments,) = parse(
         [AblationArguments], ["--config", str(SMOKE / "ablation-table3.yaml"), "--run_dir", str(run_dir)]
     )

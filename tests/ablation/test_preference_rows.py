@@ -58,7 +58,7 @@ class Trainings:
 @pytest.fixture
 def trainings(smoke_run, monkeypatch):
     trainings = Trainings(smoke_run)
-    monkeypatch.setattr("align3gr.ablation.running.subprocess.call", trainings)
+    monkeypatch.setattr("subprocess.call", trainings)
     return trainings
 
 

@@ -1,5 +1,6 @@
 import json
 import runpy
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -46,7 +47,7 @@ def stages_in_this_process():
             runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]()
             return 0
 
-        patch.setattr("align3gr.baselines.generative.subprocess.call", call)
+        patch.setattr("subprocess.call", call)
         yield names
 
 
@@ -88,15 +89,15 @@ def test_a_study_tunes_a_chain_and_shares_its_codes(split, prepared, tmp_path, r
 def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, prepared, tmp_path, ran, monkeypatch):
     entry = {"LC-Rec": LC_REC}
     chain = stage_chains(split, prepared / "data", entry, tmp_path)["LC-Rec"]
-    run = sys.modules["align3gr.baselines.generative"].subprocess.call
+    run = subprocess.call
     monkeypatch.setattr(
-        "align3gr.baselines.generative.subprocess.call",
+        "subprocess.call",
         lambda command, env: 137 if command[3] == "sft" else run(command, env),
     )
     setting = {"num_train_epochs": 1, "scid.quantization_epochs": 1}
     with pytest.raises(InputError, match=r"stage 'sft' ended with status 137"):
         GenerativeSystem(chain, 3, 10, **setting).fit([], 0)
-    monkeypatch.setattr("align3gr.baselines.generative.subprocess.call", run)
+    monkeypatch.setattr("subprocess.call", run)
     system = GenerativeSystem(chain, 3, 80, **setting).fit([], 0)
     assert ran == ["scid", "sft"]
     manifests = {name: json.loads((system.trained.run_dir / name / "manifest.json").read_text()) for name in ran}

@@ -55,7 +55,7 @@ def test_too_large_batches_are_halved_and_the_lists_stay_the_same(search, caplog
         "7 prompts do not fit into the memory; going on with 3",
         "3 prompts do not fit into the memory; going on with 1",
     ]
-    assert rankings.allowed.tolist() == expected.allowed.tolist()
+    assert rankings.seen_allowed.tolist() == expected.seen_allowed.tolist()
     assert rankings.masked.tolist() == expected.masked.tolist()
     np.testing.assert_allclose(rankings.masked_scores, expected.masked_scores, atol=1e-5)
 

@@ -136,7 +136,7 @@ def test_rankings_of_many_users():
     rankings = generate_rankings(search, prompts, "auto", 60, [[5]] * 24, progress=False)
     for row in range(3):
         order = teacher_forced(model, codes, prompts[row]).sort(descending=True).indices.tolist()
-        assert rankings.allowed[row].tolist() == order
+        assert rankings.seen_allowed[row].tolist() == order
         assert rankings.masked[row, :59].tolist() == [item for item in order if item != 5]
 
 

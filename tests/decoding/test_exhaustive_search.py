@@ -94,5 +94,5 @@ def test_both_lists_of_many_users(tiny_model, codes):
     rankings = generate_rankings(ExhaustiveSearch(model, trie, LEVEL_TOKENS), PROMPTS, 2, 30, seen, progress=False)
     for row, prompt in enumerate(PROMPTS):
         order = exhaustive_scores(model, trie, LEVEL_TOKENS, prompt).sort(descending=True).indices.tolist()
-        assert rankings.allowed[row].tolist() == order[:30]
+        assert rankings.seen_allowed[row].tolist() == order[:30]
         assert rankings.masked[row].tolist() == [item for item in order if item not in seen[row]][:30]

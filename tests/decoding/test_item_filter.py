@@ -91,12 +91,12 @@ def test_a_long_deny_list_starves_a_list_that_is_masked_afterwards_but_not_a_sea
     search = ConstrainedBeamSearch(model, SCIDTrie.from_codes(codes, (6, 6)), level_tokens((6, 6)), num_beams=2)
     reached = search.search(INPUT_IDS, MASK)
     deny = [leaves.tolist() for leaves in reached.leaves]  # all twelve items under the two first codes of each prompt
-    assert (reached.top(2, deny=deny).items == -1).all()
+    assert (reached.top(2, denied=deny).items == -1).all()
     steered = search.search(INPUT_IDS, MASK, denied=deny).top(2).items
     assert (steered >= 0).all() and all(not set(a) & set(b) for a, b in zip(steered.tolist(), deny, strict=True))
     rankings = generate_rankings(search, PROMPTS, 2, 2, histories=deny, progress=False)
     assert rankings.masked.tolist() == steered.tolist()
-    assert rankings.allowed.tolist() == reached.top(2).items.tolist()
+    assert rankings.seen_allowed.tolist() == reached.top(2).items.tolist()
     first = steered[:, 0].tolist()
     both = generate_rankings(search, PROMPTS, 2, 2, histories=deny, progress=False, denied=first).masked
     assert (both >= 0).all()
@@ -108,7 +108,7 @@ def test_sets_follow_their_prompts_through_the_batches(model):
     search = ConstrainedBeamSearch(model, SCIDTrie.from_codes(codes, (6, 6)), level_tokens((6, 6)), num_beams=3)
     prompts = [[1], [1, 2, 3], [5, 5]]  # ranked longest first
     allowed = [[0, 7, 9], [30, 31], [12]]
-    items = generate_rankings(search, prompts, 1, 3, progress=False, allowed=allowed, denied=[9]).allowed
+    items = generate_rankings(search, prompts, 1, 3, progress=False, allowed=allowed, denied=[9]).seen_allowed
     assert [sorted(row) for row in items.tolist()] == [[-1, 0, 7], [-1, 30, 31], [-1, -1, 12]]
 
 
@@ -117,7 +117,7 @@ def test_top_chooses_among_what_was_reached(model):
     search = ConstrainedBeamSearch(model, SCIDTrie.from_codes(codes, (2, 2)), level_tokens((2, 2)), num_beams=5)
     reached = search.search(INPUT_IDS, MASK, denied=[0])
     every = reached.top(5).items.tolist()
-    chosen = reached.top(5, deny=[[1], []], allow=[[0, 1, 3], [4, 2]]).items.tolist()
+    chosen = reached.top(5, denied=[[1], []], allowed=[[0, 1, 3], [4, 2]]).items.tolist()
     assert chosen[0] == [3, -1, -1, -1, -1]
     assert chosen[1] == [item for item in every[1] if item in (2, 4)] + [-1] * 3
 

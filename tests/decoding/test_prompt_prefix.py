@@ -58,9 +58,9 @@ def test_rankings_compute_a_long_common_beginning_once(tiny_model, trie):
     # The template alone, then two batches: the longest rest of 6 and of 2 tokens, and two levels of beams.
     assert shapes == [(1, 12), (15, 6), (15, 5), (15, 5), (15, 2), (15, 5), (15, 5)]
     for row in range(30):
-        assert rankings.allowed[row].tolist() == expected[row % 5].items[0].tolist()
+        assert rankings.seen_allowed[row].tolist() == expected[row % 5].items[0].tolist()
         torch.testing.assert_close(
-            torch.from_numpy(rankings.allowed_scores[row]), expected[row % 5].scores[0], atol=1e-5, rtol=0
+            torch.from_numpy(rankings.seen_allowed_scores[row]), expected[row % 5].scores[0], atol=1e-5, rtol=0
         )
 
 
@@ -95,5 +95,8 @@ def test_a_change_of_the_model_is_seen_by_the_next_rankings(tiny_model, trie):
     model.load_state_dict(tiny_model(seed=1).state_dict())
     after = generate_rankings(search, PROMPTS * 8, 40, 5, progress=False)
     fresh = ConstrainedBeamSearch(tiny_model(seed=1), trie, LEVEL_TOKENS, num_beams=5)
-    assert after.allowed.tolist() == generate_rankings(fresh, PROMPTS * 8, 40, 5, progress=False).allowed.tolist()
-    assert after.allowed.tolist() != before.allowed.tolist()
+    assert (
+        after.seen_allowed.tolist()
+        == generate_rankings(fresh, PROMPTS * 8, 40, 5, progress=False).seen_allowed.tolist()
+    )
+    assert after.seen_allowed.tolist() != before.seen_allowed.tolist()

@@ -101,7 +101,7 @@ def test_draws_depend_on_seed_and_prompt_alone(tiny_model, trie):
     assert len({str(drawn(seed, 3)) for seed in range(8)}) > 4
     search = StochasticBeamSearch(model, trie, LEVEL_TOKENS, 3)
     for batch_size in (1, 2, "auto"):
-        assert generate_rankings(search, PROMPTS, batch_size, 3, progress=False).allowed.tolist() == together
+        assert generate_rankings(search, PROMPTS, batch_size, 3, progress=False).seen_allowed.tolist() == together
 
 
 def test_given_widths_are_kept(indifferent, trie):
