@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 ORDER = [
     "errors",
     "lazy",
+    "listening",
     "progress",
     "suggestions",
     "finite_loss",

@@ -155,7 +155,8 @@ def _serve(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
 def _demo_ui(parsed: argparse.Namespace, arguments: list[str]) -> int:
     try:
-        from align3gr.demo import listen, open_demo, run_demo
+        from align3gr.demo import open_demo, run_demo
+        from align3gr.listening import listen
     except ModuleNotFoundError as error:
         raise InputError(f"demo-ui: {error.name} is not installed; pip install 'align3gr[demo]'") from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from align3gr.demo.beam_levels import BeamLevel, BeamViewer, KeptPrefix
     from align3gr.demo.opening import open_demo
     from align3gr.demo.page import make_page
-    from align3gr.demo.server import listen, make_app, run_demo
+    from align3gr.demo.server import make_app, run_demo
     from align3gr.demo.session import DemoAnswer, DemoSession, ModelAnswer
 
 __getattr__, __all__ = attach(
@@ -17,7 +17,7 @@ __getattr__, __all__ = attach(
         "beam_levels": ("BeamLevel", "BeamViewer", "KeptPrefix"),
         "opening": ("open_demo",),
         "page": ("make_page",),
-        "server": ("listen", "make_app", "run_demo"),
+        "server": ("make_app", "run_demo"),
         "session": ("DemoAnswer", "DemoSession", "ModelAnswer"),
     },
 )

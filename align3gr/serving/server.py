@@ -9,7 +9,7 @@ from types import FrameType
 import uvicorn
 
 from align3gr.decoding.recommender import Recommender
-from align3gr.errors import InputError
+from align3gr.listening import listen
 from align3gr.serving.app import make_app
 from align3gr.serving.event_log import EventLog
 from align3gr.serving.settings import ServerSettings
@@ -29,7 +29,7 @@ def run_server(settings: ServerSettings) -> None:
     Raises:
         InputError: the address is taken, or the model or the log's folder cannot be used.
     """
-    listener = _listen(settings.host, settings.port)  # before the model is loaded, which may take minutes
+    listener = listen(settings.host, settings.port)  # before the model is loaded, which may take minutes
     try:
         log = None
         if settings.event_log is not None:
@@ -86,18 +86,3 @@ class _Server(uvicorn.Server):
 
 def _told_to_stop(number: int, frame: FrameType | None) -> None:
     logger.info("told to stop by signal %d", number)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-    except OSError as error:
-        raise InputError(f"--host {host}: {error.strerror}; give a name or an address of this machine") from error
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"--port {port}: {error.strerror} at {host}; choose another port or host") from error
-    return listener

@@ -21,8 +21,9 @@ from gradio_client import Client
 
 from align3gr import Recommender
 from align3gr.cli import main
-from align3gr.demo import DemoSession, html, listen, make_app, open_demo
+from align3gr.demo import DemoSession, html, make_app, open_demo
 from align3gr.errors import InputError
+from align3gr.listening import listen
 from tests import launching
 from tests.demo.browser import Tab, open_tab
 
@@ -108,7 +109,7 @@ def test_an_address_that_cannot_be_had_is_named_before_models_are_loaded(capsys)
     )
     with pytest.raises(InputError, match="--port 70000: "):
         listen("127.0.0.1", 70000)
-    with pytest.raises(InputError, match=r"--host no\.such\.host\.invalid --port 1: "):
+    with pytest.raises(InputError, match=r"--host no\.such\.host\.invalid: "):
         listen("no.such.host.invalid", 1)
 
 
