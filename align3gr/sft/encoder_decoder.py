@@ -55,25 +55,29 @@ class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
             generation loss of LETTER (Wang et al. 2024, Eq. 7). Searches take the logits as they are.
     """
 
-    # The mean over a batch, to be averaged over the batches of a step.
-    loss_is_scaled_for_ga = False
-
     def __init__(
         self, *args: Any, likelihood: CatalogueLikelihood | None = None, temperature: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self._likelihood = likelihood
         self._temperature = temperature
+        # A loss of this kind gets the number of labels of a whole step: answers of several tasks differ in length, and
+        # a mean of means would depend on how many batches and processes a step is cut into.
+        self.compute_loss_func = self._loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs.pop("labels")
-        outputs = model(**inputs, use_cache=False)
-        loss = self._loss(outputs.logits / self._temperature, labels)
-        return (loss, outputs) if return_outputs else loss
+        inputs["use_cache"] = False
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Shapes: `(batch, length, vocabulary)`, `(batch, length)` -> a scalar."""
-        if self._likelihood is None:
-            return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
-        # A causal LM's label is predicted one place before it, a decoder's at its own place.
-        return self._likelihood.loss(pad(logits, (0, 0, 0, 1)), pad(labels, (1, 0), value=IGNORE))
+    def _loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Mean over the labels, or over as many as are given. Shape of the labels: `(batch, length)`."""
+        logits = outputs.logits / self._temperature
+        if self._likelihood is not None:
+            # A causal LM's label is predicted one place before it, a decoder's at its own place.
+            logits, labels = pad(logits, (0, 0, 0, 1)), pad(labels, (1, 0), value=IGNORE)
+            return self._likelihood.loss(logits, labels, num_items_in_batch)
+        count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        total = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return total / count

@@ -131,6 +131,21 @@ def test_accumulated_batches_train_like_one(scid_tokenizer, tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("normalizer", ["vocabulary", "catalogue"])
+def test_answers_of_two_lengths_count_by_their_tokens_however_a_step_is_cut(normalizer, scid_tokenizer, tmp_path):
+    trainer, _ = trainer_of(scid_tokenizer, tmp_path, normalizer=normalizer)
+    (scid,) = scid_tokenizer.scid.item_ids(ITEM_CODES[:1]).tolist()
+    short, long = ({"input_ids": [20, 21], "labels": labels} for labels in (scid, [30, 31, 32, *scid]))
+    model, collate = trainer.model.eval(), trainer.data_collator
+
+    def loss(*rows: dict) -> float:
+        return trainer.compute_loss(model, collate([dict(row) for row in rows]), num_items_in_batch=7).item()
+
+    assert loss(short) + loss(long) == pytest.approx(loss(short, long), rel=1e-5)
+    plain = trainer.compute_loss(model, collate([dict(short), dict(long)])).item()
+    assert plain == pytest.approx(loss(short, long), rel=1e-5)
+
+
 def test_an_evaluation_recommends(scid_tokenizer, tmp_path):
     steps = {"eval_strategy": "steps", "eval_steps": 1}
     trainer, _ = trainer_of(scid_tokenizer, tmp_path, validate=lambda model: {"recall@10": 0.25}, **steps)
