@@ -220,4 +220,4 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _has_work(partial: Path) -> bool:
     """Whether a stage has left training to go on from, or a batch to look at."""
-    return any(any(partial.rglob(name)) for name in ("checkpoint-*", "curriculum.json", f"{NONFINITE}.json"))
+    return any(any(partial.rglob(name)) for name in ("checkpoint-*", "curriculum.json", f"{NONFINITE}*.json"))

@@ -9,11 +9,14 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from align3gr.dpo import SoftmaxDPOTrainer
+from align3gr.encoders.din_trainer import DINTrainer
 from align3gr.errors import InputError
 from align3gr.finite_loss import FiniteLoss
+from align3gr.pipeline import stage
 from align3gr.scid.dual_scid_trainer import DualSCIDTrainer
 from align3gr.sft.encoder_decoder import EncoderDecoderTrainer
 from align3gr.sft.trainer import RecommendingSFTTrainer
+from tests.launching import launch_command, run
 
 
 class Line(torch.nn.Module):
@@ -55,7 +58,7 @@ def test_the_batch_is_kept_and_the_weights_are_those_of_the_step_before(tmp_path
 
 
 def test_every_trainer_of_the_stages_checks():
-    for trainer in (RecommendingSFTTrainer, EncoderDecoderTrainer, SoftmaxDPOTrainer, DualSCIDTrainer):
+    for trainer in (RecommendingSFTTrainer, EncoderDecoderTrainer, SoftmaxDPOTrainer, DualSCIDTrainer, DINTrainer):
         assert trainer.training_step is FiniteLoss.training_step
 
 
@@ -67,3 +70,47 @@ def test_a_stage_that_ends_so_keeps_its_folder_and_says_so_once(smoke_run, tmp_p
     batch = tmp_path / "sft.partial" / "trainer" / "nonfinite-batch.safetensors"
     assert str(batch) in str(caught.value) and load_file(batch)["input_ids"].ndim == 2
     assert not (tmp_path / "sft").exists()
+
+
+@pytest.mark.parametrize("name", ["nonfinite-batch.json", "nonfinite-batch-1.json"])
+def test_the_batch_of_any_process_outlives_its_stage(name, tmp_path):
+    with pytest.raises(InputError), stage(tmp_path, "sft", {}, []) as work:
+        (work.folder / name).write_text("{}")
+        raise InputError("learning_rate: the loss of step 1 is nan")
+    assert (tmp_path / "sft.partial" / name).is_file()
+
+
+IN_TWO = """
+import sys
+from align3gr.processes import launched
+from align3gr.recipe import run_recipe
+from tests.test_finite_loss import CheckedTrainer, Line, arguments, collate
+
+
+def main():
+    assert launched().num_processes == 2
+    rows = [1.0, 1.0, 1.0, float("inf"), 1.0, 1.0, 1.0, 1.0]  # step 2 is rows 2 and 3, one in each process
+    options = {"save_steps": 1, "train_sampling_strategy": "sequential", "lr_scheduler_type": "constant"}
+    options |= {"per_device_train_batch_size": 1}
+    CheckedTrainer(Line(), arguments(sys.argv[1], **options), collate, rows).train()
+
+
+run_recipe(main)
+"""
+
+
+@pytest.mark.long
+def test_processes_stop_together_and_none_saves_what_the_other_has_ruined(tmp_path):
+    (tmp_path / "train.py").write_text(IN_TWO)
+    command = [*launch_command("cpu_ddp"), tmp_path / "train.py", tmp_path / "out"]
+    status, printed = run(command, tmp_path / "output.txt")
+    said = "learning_rate: the loss of step 2 is inf at a rate of 0.1"
+    assert status != 0 and printed.count(said) == 2 and printed.count("exitcode  : 2 ") == 2, printed[-3000:]
+    assert f"the batch is kept in {tmp_path}/out/nonfinite-batch-1.safetensors" in printed
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"checkpoint-1", "nonfinite-batch-1.safetensors", "nonfinite-batch-1.json"}
+    assert load_file(tmp_path / "out" / "nonfinite-batch-1.safetensors")["x"].tolist() == [float("inf")]
+    facts = json.loads((tmp_path / "out" / "nonfinite-batch-1.json").read_text())
+    assert facts == {"step": 2, "loss": "inf", "learning_rate": 0.1, "process": 1}
+    weight = load_file(tmp_path / "out" / "checkpoint-1" / "model.safetensors")["weight"].item()
+    assert weight == pytest.approx(0.9)  # one step of AdamW

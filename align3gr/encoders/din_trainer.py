@@ -2,10 +2,11 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from align3gr.encoders.histories import VALIDATION_NEGATIVES, Histories, auc_of_
 from align3gr.encoders.modeling_din import DINModel
 from align3gr.encoders.semantic import SETTINGS, read_settings
 from align3gr.errors import InputError
+from align3gr.finite_loss import NONFINITE, FiniteLoss
 from align3gr.one_device import OneDeviceArguments
 from align3gr.progress import is_watched
 from align3gr.tracking import follow
@@ -97,6 +99,10 @@ class TargetCollator:
         return {"history": histories.before(users, positions), "targets": targets, "labels": labels}
 
 
+class DINTrainer(FiniteLoss, Trainer):
+    """`Trainer` that stops at a loss that is no number."""
+
+
 def target_auc(prediction: EvalPrediction) -> dict[str, float]:
     return {"auc": auc_of_true_items(np.asarray(prediction.predictions))}
 
@@ -123,7 +129,7 @@ def train_din(
     first = histories.starts[:-1][histories.lengths > 0]
     training = np.setdiff1d(np.arange(len(histories.items)), np.concatenate([held_out, first]))
     negatives = histories.negatives(histories.user_of[last], VALIDATION_NEGATIVES, rng)
-    trainer = Trainer(
+    trainer = DINTrainer(
         model=model,
         args=_arguments(config, output_dir),
         data_collator=cast(Any, TargetCollator(config.negatives, config.seed)),
@@ -203,8 +209,12 @@ class DINEncoder:
         set_seed(self.training.seed)
         self.model = DINModel(DINConfig(num_items=num_items, embedding_dim=self.dim, **self.settings))
         self.model.interactions[:num_items] = torch.from_numpy(interaction_counts(sequences, num_items))
-        with TemporaryDirectory() as scratch:
+        scratch = Path(mkdtemp(prefix="align3gr-din-"))
+        try:
             self.auc = train_din(self.model, sequences, self.training, scratch)
+        finally:
+            if not any(scratch.glob(f"{NONFINITE}*")):  # a batch to look at
+                shutil.rmtree(scratch)
         self.model.eval()
         logger.info("din: validation AUC %.4f, best of %d epochs", max(self.auc), len(self.auc))
 

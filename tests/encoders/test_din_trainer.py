@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from align3gr.encoders import DINEncoder, DINTrainingConfig, load_collaborative_encoder
@@ -118,10 +119,15 @@ def test_too_short_histories_are_refused():
         DINTrainingConfig(epochs=0)
 
 
-def test_training_that_diverges_says_so():
+def test_training_that_diverges_says_so_and_keeps_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     schedule = DINTrainingConfig(learning_rate=1e30, batch_size=32, epochs=2)
-    with pytest.raises(InputError, match=r"learning_rate: din diverged at a rate of 1e\+30, losses by epoch .*nan"):
+    with pytest.raises(InputError, match=r"learning_rate: the loss of step \d is nan at a rate of 1e\+30") as caught:
         DINEncoder(4, training=schedule).fit(kinds(60, 0), 42)
+    (batch,) = tmp_path.glob("align3gr-din-*/nonfinite-batch.safetensors")
+    assert str(batch) in str(caught.value) and load_file(batch)["targets"].shape == (32, 5)
+    DINEncoder(4, training=DINTrainingConfig(epochs=1)).fit(kinds(60, 0), 42)
+    assert [path.name for path in tmp_path.iterdir()] == [batch.parent.name]  # all else is removed
 
 
 def test_a_second_gpu_changes_nothing(monkeypatch):
