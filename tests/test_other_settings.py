@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +15,8 @@ from align3gr.checkpoints import take_up
 from align3gr.errors import InputError
 from align3gr.pipeline import read_manifest, stage
 from align3gr.scid.dual_scid_trainer import DualSCIDTrainer
+from tests.conftest import SMOKE
+from tests.launching import run
 
 EARLIER = {"scid": ("data", "embeddings"), "sft": ("data", "scid"), "sp_dpo": ("data", "scid", "sft")}
 
@@ -159,6 +162,20 @@ def test_checkpoints_of_another_launch_are_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(KeyboardInterrupt):
         begin()
+
+
+@pytest.mark.long
+def test_a_launch_that_is_picked_by_name_is_another_one(smoke_run, tmp_path, interrupted):
+    """What it says of itself is that of `zero2.yaml`: four processes, and ZeRO-2."""
+    pytest.importorskip("deepspeed", reason="needs deepspeed: pip install -c constraints.txt -e '.[deepspeed]'")
+    run_dir = prepared(smoke_run, tmp_path / "run", "sft")
+    interrupted("sft", run_dir)
+    options = ["--config", SMOKE / "sft.yaml", "--run_dir", run_dir]
+    command = [sys.executable, "-m", "align3gr.cli", "sft", "--accelerate_config", "zero2", *options]
+    status, printed = run(command, tmp_path / "output.txt")
+    assert status != 0
+    assert "are those of a launch with 1 process, this one has 4 processes (zero2)" in printed, printed[-3000:]
+    assert list((run_dir / "sft.partial" / "trainer").glob("checkpoint-*"))
 
 
 class Rows(Dataset):

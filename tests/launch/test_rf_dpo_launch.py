@@ -1,4 +1,4 @@
-"""RF-DPO in two processes, launched as a person would: the rows of one process; and killed and taken up again."""
+"""RF-DPO in two processes, launched as a person would: rows and policies of one process; killed and taken up again."""
 
 import json
 import shutil
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
+from safetensors.torch import load_file
+from torch.testing import assert_close
 
+from align3gr.pipeline import read_manifest
 from tests.conftest import ROOT, SMOKE
+from tests.launch.test_launch import LAUNCHES
 from tests.launching import kill_when, launch_command, run, start
 
 pytestmark = pytest.mark.long
@@ -35,7 +39,35 @@ def test_two_processes_score_reviews_once_and_make_the_rows_of_one(smoke_run, ru
     assert first.select_columns(columns).to_list() == second.select_columns(columns).to_list() and len(first) >= 8
     reports = [json.loads((run / "rf_dpo" / "feedback.json").read_text()) for run in (one, two)]
     assert reports[0] == reports[1] and reports[0]["agreement"]["reviews"] > 1000
-    assert json.loads((two / "rf_dpo" / "manifest.json").read_text())["processes"] == 2
+    assert read_manifest(two / "rf_dpo")["processes"] == 2
+
+
+@pytest.fixture(scope="module")
+def alone(smoke_run, tmp_path_factory) -> Path:
+    """Whole batches of 8 in one process; the last one of an epoch would be filled up in several. Read only."""
+    return train(prepared(smoke_run, tmp_path_factory.mktemp("one")), None, 8)
+
+
+def train(run_dir: Path, config: str | None, batch: int) -> Path:
+    options = ["--max_steps", 3, "--per_device_train_batch_size", batch, "--run_dir", run_dir]
+    status, printed = run([*launch_command(config), *RECIPE, *options], run_dir / "output.txt")
+    assert status == 0, printed[-3000:]
+    return run_dir / "rf_dpo"
+
+
+@pytest.mark.parametrize("config", LAUNCHES)
+def test_every_launch_trains_the_policies_of_one_process(config, alone, smoke_run, tmp_path):
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs deepspeed: pip install -c constraints.txt -e '.[deepspeed]'")
+    found = train(prepared(smoke_run, tmp_path), config, 4)
+    assert read_manifest(found)["processes"] == 2
+    start = load_file(smoke_run / "sft" / "model" / "model.safetensors")
+    for stage in ("0-disliked", "1-neutral"):
+        ours, theirs = (load_file(folder / stage / "policy" / "model.safetensors") for folder in (found, alone))
+        assert ours.keys() == theirs.keys()
+        for name, weights in theirs.items():
+            assert_close(ours[name], weights, rtol=0, atol=5e-6)
+        assert max((weights - start[name]).abs().max() for name, weights in ours.items()) > 1e-4
 
 
 # The curriculum is that of self-play, whose tests kill it everywhere.
