@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -25,14 +26,18 @@ _ADAPTER = ("r", "lora_alpha", "target_modules", "modules_to_save")
 def last_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, Any]]:
     """The latest complete checkpoint of a Trainer and its state; the file of the state is written last.
 
-    A checkpoint with a file that was cut off, by a full disk or a broken copy, is passed over with a warning.
+    One with a file that is not there, or was cut off by a full disk or a broken copy, is passed over with a warning. A
+    Trainer by itself goes on without the states of optimizer, schedule and random numbers where their files are not
+    there, to other weights and without a word; so does one that was told to save weights alone.
     """
-    found = Path(folder).glob("checkpoint-*")
+    found = (path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdigit())
     for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        state = _read_json(checkpoint / "trainer_state.json")
+        if not {"global_step", "max_steps"} <= state.keys():
             logger.warning("%s is incomplete, an earlier checkpoint is used", checkpoint)
+            continue
+        if missing := _missing(checkpoint, state):
+            logger.warning("%s has no %s, an earlier checkpoint is used", checkpoint, missing)
             continue
         damaged = next((path for path in sorted(checkpoint.rglob("*")) if not _is_whole(path)), None)
         if damaged is None:
@@ -41,14 +46,40 @@ def last_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, Any]]:
     return None, {}
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """A dictionary; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _missing(checkpoint: Path, state: dict[str, Any]) -> str | None:
+    """What a training needs to go on and the checkpoint lacks; DeepSpeed and FSDP keep it under names of their own."""
+    names = [path.name for path in checkpoint.iterdir()]
+    wanted = {"weights": r"(adapter_)?model.*\.safetensors|pytorch_model.*|global_step\d+"}
+    if not is_finished(state):
+        wanted |= {
+            "state of the optimizer": r"optimizer.*|global_step\d+",
+            "schedule": r"scheduler\.pt|global_step\d+",
+        }
+        wanted |= {"state of the random numbers": r"rng_state.*\.pth"}
+    shards = _read_json(checkpoint / "model.safetensors.index.json").get("weight_map", {}).values()
+    wanted |= {shard: re.escape(shard) for shard in shards}
+    return next((what for what, name in wanted.items() if not any(re.fullmatch(name, each) for each in names)), None)
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether a file of tensors has its end; contents are not read."""
+    """Whether a file of tensors has its end, and one of settings can be read; contents of tensors are not read."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt"):
                 return True
         except SafetensorError:
             return False
+    if path.name in ("config.json", "adapter_config.json"):
+        return bool(_read_json(path))
     return path.suffix not in (".pt", ".pth") or is_zipfile(path)
 
 

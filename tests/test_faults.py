@@ -1,5 +1,6 @@
 """What breaks from outside: a disk that is full, a checkpoint that was cut off, a folder that cannot be made."""
 
+import json
 import os
 import resource
 import shutil
@@ -24,21 +25,69 @@ from tests.conftest import ROOT, SMOKE
 def checkpoint(folder: Path, step: int) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    (path / "trainer_state.json").write_text(json.dumps(state_at(step)))
+    (path / "config.json").write_text('{"hidden_size": 8}')
     save_file({"weight": torch.zeros(64)}, path / "model.safetensors")
-    torch.save({"exp_avg": torch.zeros(64)}, path / "optimizer.pt")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"exp_avg": torch.zeros(64)}, path / name)
     return path
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def state_at(step: int) -> dict[str, int]:
+    return {"global_step": step, "max_steps": 20}
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json", "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_that_was_cut_off_is_passed_over(name, tmp_path, caplog):
     good, bad = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert last_checkpoint(tmp_path) == (bad, {"global_step": 10})
+    (tmp_path / "checkpoint-of-mine").mkdir()
+    assert last_checkpoint(tmp_path) == (bad, state_at(10))
     content = (bad / name).read_bytes()
-    (bad / name).write_bytes(content[: len(content) // 2])
-    assert last_checkpoint(tmp_path) == (good, {"global_step": 9})
-    assert "an earlier checkpoint is used" in caplog.text and "checkpoint-10" in caplog.text
+    for broken in (content[: len(content) // 2], b"", b"\0" * len(content), b"\xff" * len(content)):
+        caplog.clear()
+        (bad / name).write_bytes(broken)
+        assert last_checkpoint(tmp_path) == (good, state_at(9))
+        assert "an earlier checkpoint is used" in caplog.text and "checkpoint-10" in caplog.text
     shutil.rmtree(good)
+    assert last_checkpoint(tmp_path) == (None, {})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_without_one_of_its_files_is_passed_over(name, tmp_path, caplog):
+    """A Trainer would go on with a fresh optimizer, another schedule or other dropout, and say nothing."""
+    good, bad = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    (bad / name).unlink()
+    if name == "config.json":  # a Trainer can do without
+        assert last_checkpoint(tmp_path)[0] == bad
+        return
+    assert last_checkpoint(tmp_path) == (good, state_at(9))
+    assert "checkpoint-10" in caplog.text and "an earlier checkpoint is used" in caplog.text
+
+
+def test_of_the_last_step_the_weights_are_enough_and_all_shards_are_needed(tmp_path):
+    path = checkpoint(tmp_path, 20)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (path / name).unlink()
+    assert last_checkpoint(tmp_path) == (path, state_at(20))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    assert last_checkpoint(tmp_path) == (None, {})
+    shutil.copy(path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors")
+    assert last_checkpoint(tmp_path) == (path, state_at(20))
+
+
+def test_a_checkpoint_of_deepspeed_has_its_own_files(tmp_path):
+    path = checkpoint(tmp_path, 10)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (path / name).unlink()
+    (path / "global_step10").mkdir()
+    torch.save({"state": torch.zeros(64)}, path / "global_step10" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert last_checkpoint(tmp_path) == (path, state_at(10))
+    (path / "global_step10" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"PK")
     assert last_checkpoint(tmp_path) == (None, {})
 
 
