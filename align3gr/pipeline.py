@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import platform
-import re
 import resource
 import shlex
 import sys
@@ -19,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from align3gr.errors import InputError
+from align3gr.masking import words_without_tokens
 from align3gr.processes import description, launched
 from align3gr.stage_folders import MANIFEST, StageFolders
 
@@ -262,7 +261,4 @@ def _measured(seconds: float, resumed: bool, processes: int) -> dict[str, Any]:
 
 def _command(arguments: Sequence[str]) -> str:
     """What was typed, without secrets."""
-    shown = [f"recipes/{Path(arguments[0]).name}"]
-    for before, word in pairwise(arguments):
-        shown.append("***" if before == "--hub_token" else re.sub(r"^(--hub_token=).*", r"\1***", word))
-    return shlex.join(shown)
+    return shlex.join([f"recipes/{Path(arguments[0]).name}", *words_without_tokens(arguments[1:])])

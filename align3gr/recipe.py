@@ -15,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from align3gr.errors import InputError
+from align3gr.masking import without_tokens
 from align3gr.processes import leave
 from align3gr.progress import is_watched
 from align3gr.suggestions import did_you_mean
@@ -44,7 +45,8 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
     parser = TrlParser(list(option_types))
 
     def refuse(message: str) -> None:
-        raise InputError(f"{message}{_suggestion(parser, arguments, message) or '; see --help'}")
+        hint = _suggestion(parser, arguments, message) or "; see --help"
+        raise InputError(without_tokens(message) + hint)
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
     if any(action.dest == "use_cpu" for action in parser._actions):  # `TrainingArguments`
@@ -56,7 +58,7 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
         raise
     except (ValueError, TypeError) as error:
         message = " ".join(str(error).split())
-        raise InputError(message + _suggestion(parser, arguments, message)) from error
+        raise InputError(without_tokens(message) + _suggestion(parser, arguments, message)) from error
     for options in parsed:
         _check_values(options)
         if reported := getattr(options, "report_to", None):
@@ -151,7 +153,8 @@ def read_config(name: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"--config {name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except yaml.YAMLError as error:
-        raise InputError(f"--config {name}: no valid YAML: {' '.join(str(error).split())}") from error
+        reason = without_tokens(" ".join(str(error).split()))
+        raise InputError(f"--config {name}: no valid YAML: {reason}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {name}: expected lines of the form 'option: value'")
     return content

@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "lazy",
     "listening",
+    "masking",
     "progress",
     "suggestions",
     "finite_loss",
