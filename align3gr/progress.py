@@ -7,17 +7,33 @@ import logging
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
+from tqdm import tqdm as tqdm_class
 from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
+_make_bar = tqdm_class.__init__
 
 
 def is_watched() -> bool:
     """Whether a person sees bars: on a terminal, and in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def silence_bars() -> None:
+    """No bar of any library from here on, for processes that nobody watches.
+
+    The variable TQDM_DISABLE would come too late, tqdm reads it when it is imported, and leaves the bars that are
+    asked for by name, such as TRL's.
+    """
+
+    def make_silent(self: Any, *args: Any, **options: Any) -> None:
+        _make_bar(self, *args, **(options | {"disable": True}))
+
+    tqdm_class.__init__ = make_silent
 
 
 class ProgressBar:

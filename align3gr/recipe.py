@@ -6,18 +6,19 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from align3gr.errors import InputError
 from align3gr.masking import without_tokens
 from align3gr.processes import leave
-from align3gr.progress import is_watched
+from align3gr.progress import is_watched, silence_bars
+from align3gr.recipe_help import describe
 from align3gr.suggestions import did_you_mean
 
 # Options of `TrainingArguments` that leave the result as it is.
@@ -43,6 +44,7 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
             raise InputError("--config: needs the path of a YAML file")
         read_config(arguments[at])
     parser = TrlParser(list(option_types))
+    describe(parser, option_types)
 
     def refuse(message: str) -> None:
         hint = _suggestion(parser, arguments, message) or "; see --help"
@@ -53,19 +55,27 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
         # bf16 without a GPU is refused unless the CPU was asked for; a bar is for those who watch.
         parser.set_defaults(use_cpu=not torch.cuda.is_available(), disable_tqdm=not is_watched())
     try:
-        parsed = parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
+        with warnings.catch_warnings():
+            # TRL's configurations set the old name themselves; to be removed when TRL uses the new one.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+            *parsed, in_file, in_words = parser.parse_args_and_config(
+                arguments, return_remaining_strings=True, separate_remaining_strings=True
+            )
     except InputError:  # is a ValueError
         raise
     except (ValueError, TypeError) as error:
         message = " ".join(str(error).split())
         raise InputError(without_tokens(message) + _suggestion(parser, arguments, message)) from error
+    for where, unknown in (("command line", in_words), ("config file", in_file)):
+        if unknown:
+            refuse(f"unknown options in the {where}: {' '.join(unknown)}")
     for options in parsed:
         _check_values(options)
         if reported := getattr(options, "report_to", None):
             from align3gr.tracking import check_report_to
 
             check_report_to(reported)
-    return parsed
+    return tuple(parsed)
 
 
 def split_assignments(arguments: Sequence[str]) -> list[str]:
@@ -93,7 +103,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not is_watched():
-        _silence_bars()
+        silence_bars()
     try:
         main()
         leave()
@@ -108,20 +118,6 @@ def run_recipe(main: Callable[[], None]) -> None:
             raise
         print(f"error: {full}; free some space, the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(2)
-
-
-def _silence_bars() -> None:
-    """No bar of any library: in a pipe or a file each is a line of thousands of pieces.
-
-    The variable TQDM_DISABLE would come too late, tqdm reads it when it is imported, and leaves the bars that are
-    asked for by name, such as TRL's.
-    """
-    make = tqdm.__init__
-
-    def make_silent(self: Any, *args: Any, **options: Any) -> None:
-        make(self, *args, **(options | {"disable": True}))
-
-    tqdm.__init__ = make_silent
 
 
 def _full_disk(error: BaseException | None) -> str | None:

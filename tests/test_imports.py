@@ -14,6 +14,7 @@ ORDER = [
     "listening",
     "masking",
     "progress",
+    "recipe_help",
     "suggestions",
     "finite_loss",
     "one_device",

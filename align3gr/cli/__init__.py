@@ -13,6 +13,7 @@ from align3gr.cli.parser import COMMANDS, RECIPES, make_command_parser, make_par
 from align3gr.cli.results import write_results
 from align3gr.errors import InputError
 from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
+from align3gr.progress import is_watched, silence_bars
 from align3gr.recipe import read_config, split_assignments
 from align3gr.serving.settings import ServerSettings
 from align3gr.suggestions import did_you_mean
@@ -20,6 +21,8 @@ from align3gr.suggestions import did_you_mean
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `align3gr` command."""
+    if not is_watched():
+        silence_bars()
     try:
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
     except InputError as error:
@@ -34,7 +37,10 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in RECIPES:
         launcher, rest = _split_launcher(arguments[1:])
-        return subprocess.call([*_launch(command, launcher), *rest])
+        status = subprocess.call([*_launch(command, launcher), *rest])
+        if command in SEVERAL_PROCESSES and not {"-h", "--help"}.isdisjoint(rest):
+            print("\n--accelerate_config NAME launches it through accelerate: a file, or one of", _launchers())
+        return status
     if command.startswith("-"):
         make_parser().parse_args([command])  # --help and --version end here
     if command not in COMMANDS:
@@ -100,9 +106,12 @@ def _accelerate(name: str) -> list[str]:
     if not config.is_file():
         config = resource("accelerate_configs") / f"{name}.yaml"
     if not config.is_file():
-        known = sorted(path.stem for path in resource("accelerate_configs").glob("*.yaml"))
-        raise InputError(f"--accelerate_config {name}: no such file; built in are {', '.join(known)}")
+        raise InputError(f"--accelerate_config {name}: no such file; built in are {_launchers()}")
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+
+
+def _launchers() -> str:
+    return ", ".join(sorted(path.stem for path in resource("accelerate_configs").glob("*.yaml")))
 
 
 def _split_launcher(arguments: list[str]) -> tuple[str | None, list[str]]:
