@@ -137,6 +137,8 @@ def _safe_files(root: Path, part: Path, with_users: bool) -> Iterator[tuple[str,
             continue
         if path.suffix not in _SAFE:
             raise InputError(f"{path}: only {', '.join(sorted(_SAFE))} are pushed; remove it from the folder")
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{path}: is a link to {path.resolve()}, outside the folder; copy the file or remove it")
         yield name, path
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import polars as pl
 import pytest
 from httpx2 import ConnectError
@@ -125,6 +126,13 @@ def test_users_stay_behind_unless_asked_for(hub, pushed, smoke_run):
     assert not [path for path in open_to_all if path.is_file() and f'"{user}"'.encode() in path.read_bytes()]
     assert (hub.folder / "models/me/shop-users/main/user_codes.parquet").is_file()
     assert (hub.folder / "models/me/shop-users/main/scid/user_codes.parquet").is_file()
+
+
+def test_no_file_holds_the_token_or_a_folder_of_this_machine(hub, pushed, smoke_run):
+    files = [path for path in hub.folder.rglob("*") if path.is_file()]
+    assert len(files) > 30
+    for word in (TOKEN, str(smoke_run)):
+        assert [path for path in files if word.encode() in path.read_bytes()] == []
 
 
 def test_the_card_says_what_was_run(hub, pushed, smoke_run):
@@ -249,13 +257,16 @@ def test_a_hub_that_cannot_be_reached_ends_in_one_line(smoke_run, monkeypatch):
 
 PIECES = """
 import json, sys
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
-from align3gr.scid import RQVAEConfig, RQVAEModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from align3gr.scid import DualSCIDModel, RQVAEConfig, RQVAEModel, SCIDTokenizer
 
 run_dir = sys.argv[1]
 RQVAEModel(RQVAEConfig(input_dim=4, codebook_sizes=(4, 4))).push_to_hub("me/rqvae")
-AutoModelForCausalLM.from_pretrained(f"{run_dir}/sft/model").push_to_hub("me/lm")
-AutoTokenizer.from_pretrained(f"{run_dir}/sft/model").push_to_hub("me/lm")
+DualSCIDModel.from_pretrained(f"{run_dir}/scid/model").push_to_hub("me/dual")
+SCIDTokenizer.from_pretrained(f"{run_dir}/sft/model").push_to_hub("me/tokenizer")
+for stage, name in (("sft", "me/lm"), ("rf_dpo", "me/preferences")):
+    AutoModelForCausalLM.from_pretrained(f"{run_dir}/{stage}/model").push_to_hub(name)
+    AutoTokenizer.from_pretrained(f"{run_dir}/{stage}/model").push_to_hub(name)
 print(json.dumps(""))
 """
 
@@ -263,20 +274,63 @@ OPEN_PIECES = """
 import json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("me/lm"), AutoTokenizer.from_pretrained("me/lm")
+found = {}
+for name in ("me/lm", "me/preferences"):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    ids = tokenizer("<i0_3><i1_0>", return_tensors="pt").input_ids
+    answer = model.generate(ids, max_new_tokens=3, do_sample=False)
+    found[name] = [model.config.vocab_size, len(tokenizer), tokenizer.tokenize("<i0_3><i1_0>"), answer.tolist()]
+found["me/tokenizer"] = AutoTokenizer.from_pretrained("me/tokenizer")("<i0_3><i1_0>").input_ids
 import sys
 assert "align3gr" not in sys.modules
-print(json.dumps([model.config.vocab_size, len(tokenizer), tokenizer.tokenize("<i0_3><i1_0>")]))
+print(json.dumps(found))
+"""
+
+OPEN_OURS = """
+import json
+import numpy as np
+from transformers import AutoModel
+import align3gr.scid
+from align3gr.scid import DualSCIDModel, SCIDTokenizer
+
+dual, rqvae, tokenizer = (kind.from_pretrained(name) for kind, name in (
+    (DualSCIDModel, "me/dual"), (AutoModel, "me/rqvae"), (SCIDTokenizer, "me/tokenizer")
+))
+books = [float(sum(book.double().abs().sum() for name, book in model.state_dict().items())) for model in (dual, rqvae)]
+ids = tokenizer.scid.item_ids(np.array([[3, 0, 1]])).tolist()
+print(json.dumps([type(rqvae).__name__, rqvae.config.input_dim, books[0], ids]))
 """
 
 
 def test_single_models_and_tokenizers_go_the_way_of_transformers(hub, smoke_run):
+    from transformers import AutoTokenizer
+
+    from align3gr.scid import DualSCIDModel, SCIDTokenizer
+
     hub.run(PIECES, smoke_run)
-    rows, tokens, words = hub.run(OPEN_PIECES)
-    assert rows >= tokens > 100 and words == ["<i0_3>", "<i1_0>"]
-    card = (hub.folder / "models/me/rqvae/main/README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0].replace("<this repository>", "me/rqvae")
-    assert hub.run(f"{code}\nprint(model.config.input_dim)") == 4
+    found = hub.run(OPEN_PIECES)
+    for name, stage in (("me/lm", "sft"), ("me/preferences", "rf_dpo")):
+        rows, tokens, words, answer = found[name]
+        assert rows >= tokens > 100 and words == ["<i0_3>", "<i1_0>"]
+        assert answer == _answer(smoke_run / stage / "model")
+    assert found["me/tokenizer"] == AutoTokenizer.from_pretrained(smoke_run / "sft/model")("<i0_3><i1_0>").input_ids
+    kind, width, numbers, ids = hub.run(OPEN_OURS)
+    weights = DualSCIDModel.from_pretrained(smoke_run / "scid" / "model").state_dict().values()
+    assert (kind, width) == ("RQVAEModel", 4) and numbers == float(sum(w.double().abs().sum() for w in weights))
+    tokenizer = SCIDTokenizer.from_pretrained(smoke_run / "sft" / "model")
+    assert ids == tokenizer.scid.item_ids(np.array([[3, 0, 1]])).tolist()
+    for name, expected in (("rqvae", "model.config.input_dim"), ("dual", "model.config.has_users")):
+        card = (hub.folder / f"models/me/{name}/main/README.md").read_text()
+        code = card.split("```python\n")[1].split("```")[0].replace("<this repository>", f"me/{name}")
+        assert hub.run(f"{code}\nimport json; print(json.dumps({expected}))") in (4, True)
+
+
+def _answer(folder: Path) -> list[list[int]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("<i0_3><i1_0>", return_tensors="pt").input_ids
+    return model.generate(ids, max_new_tokens=3, do_sample=False).tolist()
 
 
 def test_what_a_run_lacks_or_must_not_push_is_named(smoke_run, tmp_path):
@@ -291,6 +345,11 @@ def test_what_a_run_lacks_or_must_not_push_is_named(smoke_run, tmp_path):
     shutil.copytree(smoke_run / "sft" / "model", tmp_path / "model")
     (tmp_path / "model" / "optimizer.pt").write_bytes(b"pickle")
     with pytest.raises(InputError, match=r"optimizer\.pt: only .* are pushed; remove it"):
+        push_run(smoke_run, "me/x", model=str(tmp_path / "model"))
+    (tmp_path / "model" / "optimizer.pt").unlink()
+    (tmp_path / "key.txt").write_text("private")
+    (tmp_path / "model" / "notes.txt").symlink_to(tmp_path / "key.txt")
+    with pytest.raises(InputError, match=r"notes\.txt: is a link to .*key\.txt, outside the folder"):
         push_run(smoke_run, "me/x", model=str(tmp_path / "model"))
     with pytest.raises(InputError, match="is no name/repository of the Hub"):
         push_run(smoke_run, "a/b/c")
