@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from align3gr.errors import InputError
 from align3gr.masking import words_without_tokens
 from align3gr.processes import description, launched
@@ -224,17 +226,76 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def lineage_hash(path: Path) -> str:
+    """Hash of what made a finished stage, which is the same on every machine.
+
+    Floating-point results differ between machines in their last bits, so a hash of the content of `embeddings/` or
+    `scid/` is not found again on another one. In this hash are the stage's name, settings and seed, and each input: by
+    the lineage of its stage where it is a result of an earlier stage of the same run, by its content where it lies in
+    `data/` or outside the run. Versions, times and paths of this machine are not. What was changed by hand after it
+    was made is not seen.
+
+    Args:
+        path: folder of a stage. Of anything else, such as a copy without its manifest, it is the `content_hash`.
+
+    Raises:
+        InputError: there is nothing at the path.
+    """
+    if not _is_finished_stage(path):
+        return content_hash(path)
+    manifest, run_dir = read_manifest(path), path.resolve().parent
+    made_from = {
+        "stage": manifest["stage"],
+        "settings": public_settings(manifest["settings"]),
+        "seed": manifest.get("seed"),
+        "inputs": {name: _input_lineage(run_dir, name, digest) for name, digest in manifest["inputs"].items()},
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _input_lineage(run_dir: Path, name: str, digest: str) -> str:
+    """Of an input of a finished stage; the recorded hash where its stage is not there as it was then."""
+    earlier = name.partition("/")[0]
+    if earlier == FOLDERS["prepare"] or earlier not in FOLDERS.values() or not _is_finished_stage(run_dir / earlier):
+        return digest
+    path = run_dir / name
+    return lineage_hash(run_dir / earlier) if path.exists() and content_hash(path) == digest else digest
+
+
+def _is_finished_stage(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and read_manifest(folder).get("finished", False)
+
+
+def options_hash(path: Path) -> str:
+    """Hash of the options of a YAML file: comments, their order and where the run stands change nothing.
+
+    Raises:
+        InputError: there is nothing at the path.
+    """
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except yaml.YAMLError:  # the stage that reads it says what is wrong
+        options = None
+    if not isinstance(options, dict):
+        return content_hash(path)
+    kept = public_settings({name: value for name, value in options.items() if name != "run_dir"})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def changed_input(folder: Path) -> Path | None:
+    """An input of a finished stage that is now another one than the stage was made from; None where there is none."""
+    for path, digest in read_manifest(folder)["inputs"].items():
+        if (folder.parent / path).exists() and content_hash(folder.parent / path) != digest:
+            return folder.parent / path
+    return None
+
+
 def _check_earlier_stages(run_dir: Path, name: str) -> None:
     """Refuses to build on a stage that was made from other files than those that are there now."""
     for earlier in STAGES[: STAGES.index(name)] if name in STAGES else ():
         folder = stage_folder(run_dir, earlier)
-        if not (folder / MANIFEST).is_file():
-            continue
-        for path, digest in read_manifest(folder)["inputs"].items():
-            if (run_dir / path).exists() and content_hash(run_dir / path) != digest:
-                raise InputError(
-                    f"{folder}: was made from another {run_dir / path}; run stage '{earlier}' again first"
-                )
+        if (folder / MANIFEST).is_file() and (changed := changed_input(folder)) is not None:
+            raise InputError(f"{folder}: was made from another {changed}; run stage '{earlier}' again first")
 
 
 def _input_names(run_dir: Path, paths: Sequence[Path]) -> list[str]:

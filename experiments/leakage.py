@@ -47,7 +47,7 @@ from align3gr.dpo import (
     run_curriculum,
 )
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, option_words, stage, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, lineage_hash, option_words, options_hash, stage, stage_folder
 from align3gr.recipe import parse, run_recipe, training_settings
 from align3gr.scid import load_codes
 
@@ -238,13 +238,13 @@ def run_all(run_dir: Path, files: Files, output: Path, seeds: Sequence[int], onl
     """The wanted cells that are missing, and the table after each."""
     base = {name: str(files[name]) for name in ("sft", "sp_dpo")}
     arguments = AblationArguments(str(run_dir), output.name, base, ROWS, list(seeds), split="test")
-    inputs = [stage_folder(run_dir, name) for name in ("prepare", "embed")]
-    shared = [content_hash(path) for path in (*inputs, *(files[name] for name in ("embed", "scid", "sft")))]
+    shared = [content_hash(stage_folder(run_dir, "prepare")), lineage_hash(stage_folder(run_dir, "embed"))]
+    shared += [options_hash(files[name]) for name in ("embed", "scid", "sft")]
     cells: dict[tuple[str, int], Cell] = {}
     for seed in seeds:
         for row, options in ROWS.items():
             after = cells.get((options.get("after", ""), seed))
-            hashes = shared if after is None else [*shared, content_hash(files["sp_dpo"])]
+            hashes = shared if after is None else [*shared, options_hash(files["sp_dpo"])]
             key = hashlib.sha256(json.dumps([hashes, row, seed]).encode()).hexdigest()
             folder = output / "".join(c if c.isalnum() else "-" for c in row.lower()) / f"seed-{seed}"
             cells[row, seed] = Cell(row, seed, folder, key, options.get("stage", "sft"), after)

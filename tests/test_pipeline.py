@@ -4,7 +4,16 @@ import shutil
 import pytest
 
 from align3gr.errors import InputError
-from align3gr.pipeline import content_hash, named_files, option_words, read_manifest, stage, stage_folder
+from align3gr.pipeline import (
+    content_hash,
+    lineage_hash,
+    named_files,
+    option_words,
+    options_hash,
+    read_manifest,
+    stage,
+    stage_folder,
+)
 
 
 def run(run_dir, settings, source, text="result"):
@@ -125,6 +134,73 @@ def test_the_hash_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_p
     changed = content_hash(folder)
     (folder / "deep" / "a").rename(folder / "deep" / "b")
     assert len({before, changed, content_hash(folder)}) == 3
+
+
+def make_chain(run_dir, vectors="0.1", dim=1, log="a log", codes=2, model=None):
+    """A run of three stages, the second with floating-point results."""
+    made = [("prepare", {"source": str(run_dir)}, [], log), ("embed", {"dim": dim}, ["data/out.txt"], vectors)]
+    made += [("scid", {"codes": codes}, ["data/out.txt", "embeddings/out.txt", *([model] if model else [])], vectors)]
+    for name, settings, inputs, text in made:
+        with stage(run_dir, name, settings, [run_dir / path for path in inputs], seed=1) as work:
+            (work.folder / "out.txt").write_text(text)
+    return run_dir
+
+
+def test_the_lineage_of_a_stage_is_what_made_it_not_the_bytes_that_came_out(tmp_path):
+    first = make_chain(tmp_path / "one")
+    lineages = {name: lineage_hash(first / name) for name in ("embeddings", "scid")}
+    assert len(set(lineages.values())) == 2
+    elsewhere = make_chain(tmp_path / "two", vectors="0.10000000001")
+    assert content_hash(elsewhere / "embeddings") != content_hash(first / "embeddings")
+    assert {name: lineage_hash(elsewhere / name) for name in lineages} == lineages
+    manifest = read_manifest(elsewhere / "embeddings") | {"versions": {"torch": "9"}, "seconds": 9, "command": "other"}
+    (elsewhere / "embeddings" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "scid").symlink_to(elsewhere / "scid")  # without the embeddings beside it
+    assert lineage_hash(tmp_path / "link" / "scid") == lineages["scid"]
+
+
+@pytest.mark.parametrize("change", [{"dim": 2}, {"log": "another log"}])
+def test_the_lineage_of_a_stage_sees_settings_and_data_of_all_stages_before(tmp_path, change):
+    first, other = make_chain(tmp_path / "one"), make_chain(tmp_path / "two", **change)
+    for name in ("embeddings", "scid"):
+        assert lineage_hash(other / name) != lineage_hash(first / name)
+    assert lineage_hash(make_chain(tmp_path / "three", codes=3) / "scid") != lineage_hash(first / "scid")
+    model = tmp_path / "model"
+    model.write_text("one")
+    with_model = lineage_hash(make_chain(tmp_path / "four", model=model) / "scid")
+    model.write_text("two")
+    assert lineage_hash(make_chain(tmp_path / "five", model=model) / "scid") != with_model
+
+
+def test_where_the_lineage_says_nothing_the_content_counts(tmp_path):
+    run_dir = make_chain(tmp_path / "one")
+    shutil.copytree(run_dir / "scid", tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    assert lineage_hash(tmp_path / "copy") == content_hash(tmp_path / "copy")
+    assert lineage_hash(run_dir / "scid" / "out.txt") == content_hash(run_dir / "scid" / "out.txt")
+    before = lineage_hash(run_dir / "scid")
+    # Embeddings that were made anew with other settings are not those that the codes came from.
+    with stage(run_dir, "embed", {"dim": 2}, [run_dir / "data" / "out.txt"], seed=1) as work:
+        (work.folder / "out.txt").write_text("others")
+    stale = lineage_hash(run_dir / "scid")
+    shutil.rmtree(run_dir / "embeddings")
+    assert stale != before and lineage_hash(run_dir / "scid") == stale
+    with pytest.raises(InputError, match="not found; run the stage"):
+        lineage_hash(run_dir / "embeddings")
+
+
+def test_the_hash_of_options_sees_what_they_say_alone(tmp_path):
+    def hash_of(text):
+        (tmp_path / "sft.yaml").write_text(text)
+        return options_hash(tmp_path / "sft.yaml")
+
+    first = hash_of("run_dir: runs/a\ntasks: [b]\nlearning_rate: 0.001\n")
+    assert hash_of("# A comment.\nlearning_rate: 1.0e-3\n\nrun_dir: runs/other\ntasks:\n  - b\n") == first
+    assert len({first, hash_of("tasks: [b]\nlearning_rate: 0.002\n"), hash_of("tasks: [b]\n")}) == 3
+    assert hash_of("base_model: /one/model\n") == hash_of("base_model: /two/model\n")
+    assert hash_of("a: [\n") != hash_of("b: [\n")  # no valid YAML
+    with pytest.raises(InputError, match="not found"):
+        options_hash(tmp_path / "nothing.yaml")
 
 
 def test_a_missing_input_and_a_run_dir_that_cannot_be_made_are_named(tmp_path, source):

@@ -10,7 +10,7 @@ from typing import Any
 
 from align3gr.ablation.codes import SCID, RowCodes, check_codes, code_inputs, read_options, row_codes
 from align3gr.errors import InputError
-from align3gr.pipeline import content_hash, named_files, stage_folder
+from align3gr.pipeline import content_hash, lineage_hash, named_files, options_hash, public_settings, stage_folder
 
 CELL_FILE = "cell.json"
 CONTROLS = ("shuffled user SCIDs", "shuffled profiles")
@@ -173,13 +173,15 @@ def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
             codes = None if after is None else after.codes
             if SCID in options:
                 codes = row_codes(table, inputs, lambda: arguments.base_of(SCID), options[SCID], seed)
-            parts = [files[stage, arguments.has_codes(row)], options, seed, judged]
+            # What a row is compared with changes nothing of it.
+            own = public_settings({name: value for name, value in options.items() if name != "against"})
+            parts = [files[stage, arguments.has_codes(row)], own, seed, judged]
             if after is not None:
                 parts += [after.key, _feedback_hash(arguments.base_of(stage), options)]
             elif codes is not None:
                 parts += [codes.key]
             # Only where there are some, so that other cells keep their keys.
-            parts += [content_hash(path) for path in named_files(read_options(arguments.base_of(stage)) | options)]
+            parts += [lineage_hash(path) for path in named_files(read_options(arguments.base_of(stage)) | options)]
             text = json.dumps(parts, sort_keys=True)
             key = hashlib.sha256(text.encode()).hexdigest()
             of_seed[row] = Cell(row, seed, table / _slug(row) / f"seed-{seed}", key, stage, after, codes)
@@ -207,20 +209,22 @@ def _check_stage(arguments: AblationArguments, name: str, above: list[str]) -> N
 
 
 def _file_hashes(arguments: AblationArguments, stage: str, own_codes: bool) -> list[str]:
-    """Content of all files that the rows of a stage may read; without the run's codes where they have their own."""
+    """All that the rows of a stage may read: the data's content, the lineage of the run's codes, the file's options.
+
+    Without the run's codes where rows have their own.
+    """
     run_dir, base = Path(arguments.run_dir), Path(arguments.base_of(stage))
-    data, scid = stage_folder(run_dir, "prepare"), stage_folder(run_dir, "scid")
+    data, scid = stage_folder(run_dir, "prepare"), stage_folder(run_dir, SCID)
     # The files that a training may read, not the manifests beside them, which hold times.
-    inputs = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation", "test")]
+    tables = [data / f"{name}.parquet" for name in ("items", "users", "train", "validation", "test")]
     codes = [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
-    inputs += [base] if own_codes else [*codes, base]
-    for path in inputs:
+    for path in [*tables, *([] if own_codes else codes), base]:
         if not path.exists():
             advice = "name an existing file as base" if path == base else "run the stages up to scid first"
             raise InputError(f"{path}: not found; {advice}")
-    more = [data / "reviews.parquet"] + ([] if own_codes else [scid / "model", scid / "encoders"])
-    inputs += [path for path in more if path.exists()]
-    return [content_hash(path) for path in inputs]
+    reviews = data / "reviews.parquet"
+    hashes = [content_hash(path) for path in [*tables, *([reviews] if reviews.exists() else [])]]
+    return [*hashes, options_hash(base), *([] if own_codes else [lineage_hash(scid)])]
 
 
 def _feedback_hash(base: str, options: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,17 @@ import yaml
 
 from align3gr.data.schema import USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, read_manifest, stage_folder
+from align3gr.pipeline import (
+    MANIFEST,
+    changed_input,
+    content_hash,
+    lineage_hash,
+    named_files,
+    options_hash,
+    public_settings,
+    read_manifest,
+    stage_folder,
+)
 from align3gr.scid.code_table import load_codebook_sizes, read_code_table
 from align3gr.scid.quality import measure_quality
 from align3gr.stage_processes import link_stage, run_stage
@@ -63,7 +73,8 @@ class RowCodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in SHARED_STAGES:
             link_stage(stage_folder(self.folder, name), stage_folder(run_dir, name))
-        if (stage_folder(self.folder, SCID) / MANIFEST).is_file():
+        made = stage_folder(self.folder, SCID)
+        if (made / MANIFEST).is_file() and changed_input(made) is None:
             return  # under this key nothing else can stand here
         logger.info("codes %s, seed %d: %s", self.folder.name, self.seed, dict(self.options) or self.config)
         if status := run_stage(SCID, self.config, self.folder, {"seed": self.seed} | dict(self.options)):
@@ -86,8 +97,9 @@ def row_codes(table: Path, inputs: Sequence[str], base: Callable[[], str], own: 
     config, own = (own, {}) if isinstance(own, str) else (base(), own)
     options = {name: value for name, value in own.items() if name != "seed"}
     seed = own.get("seed", seed)
-    imported = options.get("item_codes", read_options(config).get("item_codes"))
-    parts = [*inputs, content_hash(Path(config)), options, seed, _content(imported)]
+    merged = read_options(config) | options
+    parts = [*inputs, options_hash(Path(config)), public_settings(options), seed, _content(merged.get("item_codes"))]
+    parts += [lineage_hash(path) for path in named_files(merged)]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return RowCodes(config, options, seed, table / CODES_FOLDER / key[:12], key)
 
@@ -149,17 +161,17 @@ def check_codes(name: str, own: Any, base: Callable[[], str]) -> None:
 
 
 def code_inputs(run_dir: Path) -> list[str]:
-    """Content hashes of what a run's codes may be made from.
+    """Hashes of what a run's codes may be made from: of the data's content, and of what made the embeddings.
 
     Raises:
         InputError: the run has no data or no embeddings.
     """
     data, embeddings = (stage_folder(run_dir, name) for name in SHARED_STAGES)
-    paths = [*(data / f"{name}.parquet" for name in ("items", "users", "train")), embeddings]
-    for path in paths:
+    tables = [data / f"{name}.parquet" for name in ("items", "users", "train")]
+    for path in (*tables, embeddings):
         if not path.exists():
             raise InputError(f"{path}: not found; rows with codes of their own need it, run the stages up to embed")
-    return [content_hash(path) for path in paths]
+    return [*map(content_hash, tables), lineage_hash(embeddings)]
 
 
 def read_options(config: str) -> dict[str, Any]:
@@ -178,4 +190,4 @@ def read_options(config: str) -> dict[str, Any]:
 def _content(imported: str | None) -> str | None:
     """Of a table of ready codes; where it cannot be found, the stage itself says so."""
     path = None if imported is None else Path(os.path.expandvars(imported))
-    return content_hash(path) if path is not None and path.is_file() else imported
+    return content_hash(path) if path is not None and path.is_file() else public_settings(imported)

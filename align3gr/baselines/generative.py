@@ -24,7 +24,16 @@ from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, content_hash, named_files, read_manifest, stage_folder
+from align3gr.pipeline import (
+    MANIFEST,
+    changed_input,
+    content_hash,
+    lineage_hash,
+    named_files,
+    options_hash,
+    read_manifest,
+    stage_folder,
+)
 from align3gr.scid.code_table import load_codes
 from align3gr.stage_processes import link_stage, run_stage
 
@@ -69,22 +78,26 @@ class StageChain:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Content hash of all that a fit may read: nothing of the test split is among it."""
+        """Hash of all that a fit may read: of the data's content, of what made the embeddings, of the files' options.
+
+        Nothing of the test split is among it.
+        """
         return self._shared_inputs | {f"{stage}.yaml": self._file_hash(path) for stage, path in self.files.items()}
 
     @staticmethod
     def _file_hash(path: Path) -> str:
-        """Hash of a stage's file; of what that names, too, where it names files."""
+        """Hash of a stage's options; of what they name, too, where they name files."""
         named = named_files(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         if not named:
-            return content_hash(path)
-        return hashlib.sha256("\n".join(map(content_hash, [path, *named])).encode()).hexdigest()
+            return options_hash(path)
+        return hashlib.sha256("\n".join([options_hash(path), *map(lineage_hash, named)]).encode()).hexdigest()
 
     @cached_property
     def _shared_inputs(self) -> dict[str, str]:
         data, embeddings = (stage_folder(self.run_dir, name) for name in SHARED_STAGES)
-        paths = {f"{name}.parquet": data / f"{name}.parquet" for name in DATA_FILES} | {"embeddings": embeddings}
-        return {name: content_hash(path) for name, path in paths.items() if path.exists()}
+        paths = {f"{name}.parquet": data / f"{name}.parquet" for name in DATA_FILES}
+        hashes = {name: content_hash(path) for name, path in paths.items() if path.exists()}
+        return hashes | {"embeddings": lineage_hash(embeddings)}
 
     def train(self, setting: Mapping[str, Any], seed: int, added: StageOptions) -> "TrainedChain":
         """Runs what is not finished yet.
@@ -236,7 +249,9 @@ def stage_chains(
 
 
 def _is_finished(run_dir: Path, stage: str) -> bool:
-    return (run_dir / SECONDS_FILE).is_file() and (stage_folder(run_dir, stage) / MANIFEST).is_file()
+    """Whether the stage is there, made from the very files that it would be made from now."""
+    folder = stage_folder(run_dir, stage)
+    return (run_dir / SECONDS_FILE).is_file() and (folder / MANIFEST).is_file() and changed_input(folder) is None
 
 
 def children_seconds() -> float:

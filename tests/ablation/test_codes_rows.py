@@ -13,6 +13,7 @@ from align3gr.ablation.codes import codes_record
 from align3gr.ablation.codes_table import codes_summary, codes_table
 from align3gr.ablation.figure import steps_table
 from align3gr.errors import InputError
+from align3gr.pipeline import content_hash
 from align3gr.recipe import parse
 from align3gr.scid.code_table import save_codebook_sizes, save_codes
 from tests.ablation.test_preference_rows import Trainings
@@ -73,6 +74,31 @@ def test_a_failed_training_of_codes_is_named(run_dir, trainings):
         run_table(arguments_of(run_dir))
 
 
+def set_in_manifest(folder, **settings):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"] |= settings
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_keys_are_those_of_another_machine_whose_numbers_end_otherwise(smoke_run, run_dir, run_stage, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(smoke_run / "data", other / "data")
+    shutil.copytree(smoke_run / "embeddings", other / "embeddings")
+    vectors = pl.read_parquet(other / "embeddings" / "items.parquet")
+    moved = vectors.with_columns(pl.col("semantic").list.eval(pl.element() * (1 + 2**-20)))
+    moved.write_parquet(other / "embeddings" / "items.parquet")
+    run_stage("scid", other)
+    hashes = [content_hash(folder / "scid" / "model") for folder in (run_dir, other)]
+    assert hashes[0] != hashes[1]
+    keys = [[cell.key for cell in table_cells(arguments_of(folder))] for folder in (run_dir, other)]
+    assert keys[0] == keys[1]
+    # Without manifests they are copies, of which the bytes are all that is known.
+    for folder in (run_dir, other):
+        (folder / "scid" / "manifest.json").unlink()
+    keys = [{cell.row: cell.key for cell in table_cells(arguments_of(folder))} for folder in (run_dir, other)]
+    assert {row for row in ROWS if keys[0][row] != keys[1][row]} == {"the run's"}
+
+
 def test_a_key_holds_the_codes_and_what_they_are_made_from(run_dir, tmp_path):
     def changed(**options):
         keys = {cell.row: cell.key for cell in table_cells(arguments_of(run_dir, **options))}
@@ -84,9 +110,12 @@ def test_a_key_holds_the_codes_and_what_they_are_made_from(run_dir, tmp_path):
     other = tmp_path / "scid.yaml"
     other.write_text((SMOKE / "scid.yaml").read_text() + "semantic_weight: 3.0\n")
     assert changed(base=BASES | {"scid": str(other)}) == {"Item", "Dual", "Dual, items only", "SP"}
-    (run_dir / "scid" / "codebooks.json").write_text("{}")
+    other.write_text("# A comment.\nrun_dir: elsewhere\n" + (SMOKE / "scid.yaml").read_text())
+    assert changed(base=BASES | {"scid": str(other)}) == set()
+    assert changed(rows=ROWS | {"SP": ROWS["SP"] | {"against": "Item"}}) == set()
+    set_in_manifest(run_dir / "scid", sc_dim=3)
     assert changed() == {"the run's"}
-    (run_dir / "embeddings" / "items.parquet").write_bytes(b"other")
+    set_in_manifest(run_dir / "embeddings", semantic_dim=3)
     assert changed() == set(ROWS)
     shutil.rmtree(run_dir / "scid")  # rows with codes of their own do not need it
     rows = {row: options for row, options in ROWS.items() if row != "the run's"}

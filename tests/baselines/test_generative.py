@@ -1,5 +1,6 @@
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -132,6 +133,21 @@ def test_a_change_of_what_a_chain_reads_is_another_cell(split, prepared, tmp_pat
     keys = [study._key("LC-Rec", "trial", {}, 0) for study in (before, after)]
     assert {name for name in keys[0]["inputs"] if keys[0]["inputs"][name] != keys[1]["inputs"][name]} == {"sft.yaml"}
     assert before._path(keys[0], "json") != after._path(keys[1], "json")
+    changed.write_text("# A comment changes nothing.\n" + (SMOKE / "sft-lc-rec.yaml").read_text())
+    same = study_of(split, prepared, tmp_path, generative={"LC-Rec": LC_REC | {"sft": str(changed)}})
+    assert same._key("LC-Rec", "trial", {}, 0) == keys[0]
+
+
+def test_cells_do_not_depend_on_the_last_bits_of_the_embeddings(split, prepared, tmp_path):
+    for name in ("data", "embeddings"):
+        shutil.copytree(prepared / name, tmp_path / "run" / name)
+    path = tmp_path / "run" / "embeddings" / "users.parquet"
+    path.write_bytes(path.read_bytes() + b"other")
+    key = study_of(split, prepared, tmp_path)._key("LC-Rec", "final", {}, 1)
+    assert study_of(split, tmp_path / "run", tmp_path)._key("LC-Rec", "final", {}, 1) == key
+    manifest = tmp_path / "run" / "embeddings" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"semantic_dim": ', '"semantic_dim": 1'))
+    assert study_of(split, tmp_path / "run", tmp_path)._key("LC-Rec", "final", {}, 1) != key
 
 
 PROCESSES = """
