@@ -241,6 +241,9 @@ async def _disconnected(request: Request) -> None:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first, *more = error.errors()
+    if isinstance(first.get("input"), bytes):  # not read as JSON, as its type is another: curl -d sends a form's
+        kind = request.headers.get("content-type")
+        return _refusal(415, f"content-type: got {kind!r}, expected application/json (curl: --json in place of -d)")
     where = ".".join(map(str, first["loc"][1:])) or "body"
     rest = f" (and {len(more)} more)" if more else ""
     if first["type"] == "json_invalid":

@@ -1,20 +1,14 @@
 """`align3gr serve`: a model from a folder or the Hub, behind uvicorn, until it is told to stop."""
 
-import logging
-import signal
-import socket
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
 from align3gr.decoding.recommender import Recommender
-from align3gr.listening import listen
+from align3gr.listening import listen, serve
 from align3gr.serving.app import make_app
 from align3gr.serving.event_log import EventLog
 from align3gr.serving.settings import ServerSettings
-
-logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 30  # for the requests that are under way; a service manager kills after 30 to 90
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they are the ones to close
@@ -59,30 +53,6 @@ def run_server(settings: ServerSettings) -> None:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
-        # uvicorn raises the signal once more when all is done; without this the process would end as if killed.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _told_to_stop)
-        _Server(config, f"{len(recommender.items)} items on {recommender.model.device}").run(sockets=[listener])
-        logger.info("stopped")
+        serve(config, listener, f"answers for {len(recommender.items)} items on {recommender.model.device}")
     finally:
         listener.close()
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens, and for what."""
-
-    def __init__(self, config: uvicorn.Config, about: str):
-        super().__init__(config)
-        self._about = about
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            logger.info(
-                "http://%s answers for %s", f"[{host}]:{port}" if ":" in host else f"{host}:{port}", self._about
-            )
-
-
-def _told_to_stop(number: int, frame: FrameType | None) -> None:
-    logger.info("told to stop by signal %d", number)

@@ -132,6 +132,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(client, body, status, words)
     assert client.post("/recommend", json={"history": ["1"]}).status_code == 200
 
 
+def test_a_body_that_is_said_to_be_a_form_is_refused_with_the_way_out(client):
+    for kind in ("application/x-www-form-urlencoded", "text/plain"):
+        headers = {"content-type": kind}
+        answer = client.post("/recommend", content=b'{"history": ["1"]}', headers=headers)
+        assert answer.status_code == 415 and f"content-type: got '{kind}', expected application/json" in answer.text
+
+
 def test_other_paths_and_methods(client):
     assert client.get("/recommend").status_code == 405
     assert client.get("/nowhere").json() == {"error": "Not Found"}

@@ -96,7 +96,7 @@ def test_clients_that_leave_and_a_stop_in_flight_lose_nothing(server, tmp_path):
         answers = [one.result() for one in waiting]
     assert [status for status, _ in answers] == [200] * 5
     assert process.wait(300) == 0, output.read_text()
-    assert output.read_text().endswith("align3gr.serving.server: stopped\n")
+    assert output.read_text().endswith("align3gr.listening: stopped\n")
     assert "Traceback" not in output.read_text()
     events = read_events(tmp_path / "log")
     assert sorted(set(events["user_id"])) == [f"user {number}" for number in range(5)] and len(events) == 15
