@@ -9,7 +9,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto;
   padding: 1.5rem; }
 h1 { margin: 0 0 .2em; } h2 { margin: 2.2em 0 .4em; border-bottom: 2px solid #332288; padding-bottom: .15em; }
-h3 { margin: 1.6em 0 .3em; } nav a { margin-right: 1em; } a { color: #332288; }
+h3 { margin: 1.6em 0 .3em; } nav { display: flex; flex-wrap: wrap; gap: 0 1em; } a { color: #332288; }
 table { border-collapse: collapse; font-size: .86rem; display: block; overflow-x: auto; margin: .8em 0; }
 th, td { padding: .22em .7em; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; color: #444; } td:first-child { min-width: 11rem; }

@@ -54,11 +54,14 @@ def line_chart(
         f"{html.escape(y_label)}</text>"
     )
     for colour, (name, line) in zip(_cycle(len(drawn)), drawn.items(), strict=True):
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in line))
-        if len(line) == 1:
-            path += "h.1"  # a line of no length has no round ends in every browser
-        if line:
-            parts.append(f'<path class="line" stroke="{colour}" d="M{path}"><title>{html.escape(name)}</title></path>')
+        placed = [place(*point) for point in line]
+        about = f"<title>{html.escape(name)}</title>"
+        if len(placed) == 1:
+            x, y = placed[0]
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}">{about}</circle>')
+        elif placed:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
+            parts.append(f'<path class="line" stroke="{colour}" d="M{path}">{about}</path>')
     return _svg(parts, height) + (_legend(drawn) if len(drawn) > 1 else "")
 
 

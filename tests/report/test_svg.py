@@ -16,6 +16,12 @@ def test_a_line_goes_through_its_points():
     assert "legend" not in drawn
 
 
+def test_a_single_point_is_a_dot_that_can_be_seen():
+    drawn = line_chart({"a": [(1, 3.0), (2, 1.0)], "b": [(1, 2.0)]}, "x", "y")
+    # y 1 to 3 is 216 to 12.
+    assert drawn.count('class="line"') == 1 and '<circle cx="62.0" cy="114.0" r="3"' in drawn
+
+
 def test_values_that_are_not_finite_are_left_out_and_long_lines_are_thinned():
     drawn = line_chart({"a": [(0, 1.0), (1, math.nan), (2, 3.0)], "b": [(0, math.inf)]}, "x", "y")
     assert drawn.count('class="line"') == 1 and "nan" not in drawn and "inf" not in drawn
