@@ -200,6 +200,8 @@ def _room(check: str, folder: Path, needed: bool) -> Finding:
     there = folder.absolute()
     while not there.exists():
         there = there.parent
+    if not there.is_dir():
+        return Finding(check, "broken" if needed else "warning", f"{there} is a file; choose a folder")
     if not os.access(there, os.W_OK):
         return Finding(check, "broken" if needed else "warning", f"{there} cannot be written; choose another folder")
     free = shutil.disk_usage(there).free / _GIGABYTE

@@ -99,6 +99,9 @@ def test_a_folder_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     finding = doctor._room("disk for runs", tmp_path, needed=True)
     assert finding.status == "broken" and "cannot be written" in finding.message
+    (tmp_path / "file").touch()
+    finding = doctor._room("disk for runs", tmp_path / "file" / "run", needed=True)
+    assert finding.status == "broken" and finding.message == f"{tmp_path / 'file'} is a file; choose a folder"
 
 
 def test_old_locks_are_named_and_young_ones_are_not(tmp_path, monkeypatch, installed):

@@ -14,7 +14,7 @@ from align3gr.cli.results import write_results
 from align3gr.errors import InputError
 from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
 from align3gr.progress import is_watched, silence_bars
-from align3gr.recipe import read_config, split_assignments
+from align3gr.recipe import full_disk, read_config, split_assignments
 from align3gr.serving.settings import ServerSettings
 from align3gr.suggestions import did_you_mean
 
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (full := full_disk(error)) is None:
+            raise
+        print(f"error: {full}; free some space and start the same command again", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(arguments: list[str]) -> int:
@@ -188,7 +193,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
     # What is quickly seen to be wrong is said before the model is loaded, and once, whatever the number of processes.
     check_histories(parsed.input)
-    check_output(parsed.output)
+    check_output(parsed.output, parsed.input)
     allowed = None if parsed.allowed is None else read_item_ids(parsed.allowed)
     if parsed.num_beams != "all" and not 1 <= parsed.k <= parsed.num_beams:
         raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")

@@ -129,7 +129,7 @@ def recommend_file(
 
 def _check_call(recommender: Recommender, source: Path, output: Path, k: int, **sizes: int | None) -> None:
     check_histories(source)
-    check_output(output)
+    check_output(output, source)
     if not 1 <= k <= recommender.search.num_beams:
         raise InputError(
             f"k: got {k}, expected 1 to num_beams={recommender.search.num_beams}; raise num_beams for longer lists"

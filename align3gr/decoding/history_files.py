@@ -57,15 +57,17 @@ def check_histories(path: str | Path) -> None:
         raise InputError(f"{path}: column 'items' has type {kind}, expected lists of item ids (strings or integers)")
 
 
-def check_output(path: str | Path) -> None:
-    """Make sure that it is clear what is to be written.
+def check_output(path: str | Path, source: str | Path) -> None:
+    """Make sure that it is clear what is to be written, and that it does not replace the histories of `source`.
 
     Raises:
-        InputError: the ending of the file says nothing.
+        InputError: the ending of the file says nothing, or it is the source.
     """
     if kind_of(path) is None or Path(path).suffix == ".gz":
         endings = ", ".join(filter(None, KINDS))
         raise InputError(f"{path}: its ending says nothing, expected {endings}; choose another name")
+    if Path(path).exists() and Path(path).samefile(source):
+        raise InputError(f"{path}: holds the histories and would be replaced by the lists; choose another name")
 
 
 def read_item_ids(path: str | Path) -> list[str]:

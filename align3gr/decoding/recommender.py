@@ -297,7 +297,9 @@ class Recommender:
         """
         folder = local_folder(path_or_hub_id, revision)
         if not (folder / ITEM_CODES_FILE).is_file():
-            raise InputError(f"{folder / ITEM_CODES_FILE}: not found; save the model with Recommender.save_pretrained")
+            models = " or ".join(str(path.parent) for path in sorted(folder.glob(f"*/model/{ITEM_CODES_FILE}")))
+            way_out = f"of this run, give {models}" if models else "save the model with Recommender.save_pretrained"
+            raise InputError(f"{folder / ITEM_CODES_FILE}: not found; {way_out}")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         prompt_builder = PromptBuilder.from_pretrained(folder, tokenizer)
         items = pl.read_parquet(folder / ITEM_CODES_FILE)

@@ -100,3 +100,13 @@ def test_an_ending_that_says_nothing_is_refused(recommender, tmp_path):
             recommend_file(recommender, tmp_path / "x.jsonl", tmp_path / name, k=3, progress=False)
     recommend_file(recommender, tmp_path / "x.jsonl", tmp_path / "recs", k=3, progress=False)  # none is Parquet
     assert pl.read_parquet(tmp_path / "recs")["row"].n_unique() == 5
+
+
+def test_the_histories_are_not_replaced_by_the_lists(recommender, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl")
+    before = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "link.jsonl").symlink_to("x.jsonl")
+    for name in ("x.jsonl", "link.jsonl"):
+        with pytest.raises(InputError, match=rf"{name}: holds the histories and would be replaced"):
+            recommend_file(recommender, tmp_path / "x.jsonl", tmp_path / name, k=3, progress=False)
+    assert (tmp_path / "x.jsonl").read_bytes() == before

@@ -182,7 +182,15 @@ def test_a_second_save_without_users_brings_none_back(tiny_model, tokenizer, tab
 
 
 def test_a_folder_without_a_catalogue_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"item_codes\.parquet: not found"):
+    with pytest.raises(InputError, match=r"item_codes\.parquet: not found; save the model with"):
+        Recommender.from_pretrained(tmp_path)
+
+
+def test_the_models_of_a_run_are_named_where_the_run_is_given(tmp_path):
+    for stage in ("sft", "sp_dpo"):
+        (tmp_path / stage / "model").mkdir(parents=True)
+        (tmp_path / stage / "model" / "item_codes.parquet").touch()
+    with pytest.raises(InputError, match=r"of this run, give .*/sft/model or .*/sp_dpo/model$"):
         Recommender.from_pretrained(tmp_path)
 
 
