@@ -114,14 +114,18 @@ def run_recipe(main: Callable[[], None]) -> None:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if (full := _full_disk(error)) is None:
+        if (full := full_disk(error)) is None:
             raise
         print(f"error: {full}; free some space, the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(2)
 
 
-def _full_disk(error: BaseException | None) -> str | None:
-    """What a library says where it could not write for want of space, whatever it made of the system's error."""
+def full_disk(error: BaseException | None) -> str | None:
+    """What a library says where it could not write for want of space, whatever it made of the system's error.
+
+    Args:
+        error: what ended the command; what it came from is looked at, too.
+    """
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if number in (ENOSPC, EFBIG, EDQUOT) or any(os.strerror(no) in str(error) for no in (ENOSPC, EFBIG, EDQUOT)):

@@ -121,7 +121,7 @@ def limit_files(size: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["embed", "sft", "sp_dpo"])
+@pytest.mark.parametrize("name", ["prepare", "embed", "scid", "sft", "sp_dpo"])
 def test_a_stage_on_a_full_disk_keeps_what_was_there_and_goes_on(name, smoke_run, tmp_path, run_stage):
     stages = {"prepare": "data", "embed": "embeddings", "scid": "scid", "sft": "sft", "sp_dpo": "sp_dpo"}
     for earlier in list(stages)[: list(stages).index(name)]:
@@ -148,6 +148,39 @@ def test_a_stage_on_a_full_disk_keeps_what_was_there_and_goes_on(name, smoke_run
     assert files == {path.relative_to(smoke_run) for path in (smoke_run / stages[name]).rglob("*")}
     for path in (tmp_path / stages[name]).rglob("*.safetensors"):
         assert path.read_bytes() == (smoke_run / path.relative_to(tmp_path)).read_bytes()
+
+
+COMMANDS = {
+    "recommend": ["--model", "sft/model", "--input", "data/train.parquet", "--output", "out.csv", "--device", "cpu"],
+    "scid-report": ["--codes", "scid/item_codes.parquet", "--output", "codes"],
+    "report": ["."],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_on_a_full_disk_ends_in_one_line_and_goes_on_later(name, smoke_run, tmp_path):
+    shutil.copytree(smoke_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    def start(limit: int) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "align3gr.cli", name, *COMMANDS[name]],
+            preexec_fn=partial(limit_files, limit),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path / "run",
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            timeout=300,
+        )
+
+    done = start(500)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "File too large" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    again = start(10_000_000)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert not list((tmp_path / "run").rglob("*.partial")) and not list((tmp_path / "run").rglob("*.parts"))
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path, run_stage):
