@@ -192,18 +192,23 @@ def merge_adapter(folder: str | Path, output: str | Path, **model_options: Any) 
 
     Args:
         folder: an adapter that [`save_adapter`] or `Recommender.save_pretrained` wrote.
-        output: where the model goes; must not exist.
+        output: where the model goes; must not exist, folders above it are made.
         model_options: passed to `AutoModelForCausalLM.from_pretrained` for the base, such as `dtype`.
 
     Raises:
-        InputError: `folder` is no adapter, its base cannot be loaded, or `output` exists.
+        InputError: `folder` is no adapter, its base cannot be loaded, or `output` exists or cannot be written.
     """
     folder, output = Path(folder), Path(output)
     if output.exists():
         raise InputError(f"{output}: exists already; name a folder that does not")
-    model: Any = open_adapter(folder, **model_options).merge_and_unload(safe_merge=True)
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:  # before the base is read, which may take minutes
+        partial.mkdir(parents=True)
+        partial.rmdir()
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written: {error.strerror}; name another folder") from error
+    model: Any = open_adapter(folder, **model_options).merge_and_unload(safe_merge=True)
     shutil.copytree(folder, partial, ignore=shutil.ignore_patterns("adapter_*", "README.md", "checkpoint-*"))
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(folder).save_pretrained(partial)

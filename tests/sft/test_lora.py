@@ -234,6 +234,9 @@ def test_the_recommender_opens_an_adapter_and_the_command_merges_it(new_tokens, 
     with pytest.raises(SystemExit, match="2"):
         cli.main(command)
     assert "merged: exists already" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/merged: cannot be written: Not a directory; name another folder"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "file" / "merged")
 
 
 def test_an_adapter_says_what_it_was_normalised_over(tmp_path):
