@@ -13,6 +13,7 @@ from align3gr.baselines import (
     Study,
     StudySettings,
     fair_play,
+    how_tuned,
     over_seeds,
     results_table,
     stage_chains,
@@ -20,10 +21,14 @@ from align3gr.baselines import (
 )
 from align3gr.data import Split
 from align3gr.evaluation import PER_USER_FILE, beyond_accuracy_table
-from align3gr.pipeline import MANIFEST, content_hash, stage_folder
+from align3gr.pipeline import MANIFEST, content_hash, public_settings, stage_folder
 from align3gr.recipe import expand, parse, run_recipe
+from align3gr.record import NOT_FINISHED, publish
 
 FILES = ("items", "train", "validation", "test")
+CELLS = "cells"
+# What of the tables is published in the record, the page first.
+PUBLISHED_FILES = ("results.md", "results.json", MANIFEST)
 PACKAGES = ("align3gr", "numpy", "torch", "implicit", "torch-geometric")
 
 
@@ -34,6 +39,13 @@ class BaselinesArguments:
     published: str = field(
         default="none",
         metadata={"help": "Whose published rows stand beside the others.", "choices": ("none", *PUBLISHED)},
+    )
+    record: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also keep finished fits and the tables in this folder, in small files for a repository, such as "
+            "experiments/results/yelp-baselines; fits that stand there are not computed again."
+        },
     )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Launch the trainings of generative systems through accelerate with this."}
@@ -64,21 +76,13 @@ def write_tables(study: Study, arguments: BaselinesArguments) -> str:
         }
         for system in rows
     }
-    how = "Not tuned: the default settings"
-    if settings.trials:
-        how = (
-            f"Tuned on validation by the mean {settings.select_by} of {' and '.join(settings.select_on)}: at most "
-            f"{settings.trials} settings and {settings.tuning_seconds:,.0f} CPU seconds a system, then the chosen "
-            "setting"
-        )
-    how += f" with seeds {', '.join(map(str, settings.seeds))} where anything is random (mean ± standard deviation).\n"
     missing = study.missing()
-    parts = [f"**Not finished.** Missing: {'; '.join(missing)}.\n"] if missing else []
+    parts = [f"**{NOT_FINISHED}.** Missing: {'; '.join(missing)}.\n"] if missing else []
     published = PUBLISHED.get(arguments.published, ())
     parts += [
         results_table(rows, published),
         *filter(None, [fair_play(rows, published)]),
-        how,
+        how_tuned(settings),
         tuning_table(tuned),
         beyond_accuracy_table(rows),
     ]
@@ -90,17 +94,19 @@ def write_tables(study: Study, arguments: BaselinesArguments) -> str:
         rows[name]["tuning"] |= {key: facts["chosen"][key] for key in ("setting", "value")}
     manifest = {
         "stage": "baselines",
-        "settings": asdict(settings),
+        "settings": public_settings(asdict(settings)),
         "inputs": study.inputs,
         "statistics": study.split.statistics,
         "missing": missing,
-        "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join([f"recipes/{Path(sys.argv[0]).name}", *public_settings(sys.argv[1:])]),
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
     }
     study.per_user().write_parquet(folder / PER_USER_FILE)
     for name, content in ((MANIFEST, manifest), ("results.json", rows)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(page, encoding="utf-8")
+    (folder / PUBLISHED_FILES[0]).write_text(page, encoding="utf-8")
+    if arguments.record is not None:
+        publish(folder, PUBLISHED_FILES, stage_folder(arguments.record, "evaluate"))
     return page
 
 
@@ -110,7 +116,8 @@ def main() -> None:
     inputs = {f"{name}.parquet": content_hash(data / f"{name}.parquet") for name in FILES}
     split, models = Split.load(data), Path(arguments.run_dir, "models")
     chains = stage_chains(split, data, settings.generative, models, arguments.accelerate_config)
-    study = Study(split, inputs, settings, Path(arguments.run_dir, "cells"), chains)
+    record = None if arguments.record is None else Path(arguments.record, CELLS)
+    study = Study(split, inputs, settings, Path(arguments.run_dir, CELLS), chains, record)
     # After each fit, so that a killed study has its table too.
     study.run(progress=lambda: write_tables(study, arguments))
     print(write_tables(study, arguments))

@@ -30,6 +30,7 @@ ORDER = [
     "scid",
     "decoding",
     "evaluation",
+    "record",
     "checkpoints",
 ]
 LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "hub", "serving", "doctor", "demo"]

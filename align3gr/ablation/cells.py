@@ -52,6 +52,13 @@ class AblationArguments:
     keep_models: bool = field(
         default=False, metadata={"help": "Keep each cell's model; removed otherwise once no later cell needs it."}
     )
+    record: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also keep finished cells and the table in this folder, in small files for a repository, such as "
+            "experiments/results/yelp/table4; cells that stand there are not run again."
+        },
+    )
     accelerate_config: str | None = field(
         default=None, metadata={"help": "Launch each training through accelerate with this configuration."}
     )
@@ -125,6 +132,7 @@ class Cell:
         stage: what it trains, one of `ROW_STAGES`.
         after: the cell whose model it starts from; None where it starts from a base model.
         codes: codes of its own, also those of the cell that it comes after; None where it has the run's.
+        record: folder of its copy in the record; None where the table has none.
     """
 
     row: str
@@ -134,11 +142,15 @@ class Cell:
     stage: str = ROW_STAGES[0]
     after: "Cell | None" = None
     codes: RowCodes | None = None
+    record: Path | None = None
 
     @property
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where it has not been yet."""
-        path = self.folder / CELL_FILE
+        return self.read(self.folder / CELL_FILE)
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """What a file says of this cell, None where it is not there or is that of another key."""
         if not path.is_file():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -184,7 +196,9 @@ def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
             parts += [lineage_hash(path) for path in named_files(read_options(arguments.base_of(stage)) | options)]
             text = json.dumps(parts, sort_keys=True)
             key = hashlib.sha256(text.encode()).hexdigest()
-            of_seed[row] = Cell(row, seed, table / _slug(row) / f"seed-{seed}", key, stage, after, codes)
+            place = Path(_slug(row), f"seed-{seed}")
+            record = None if arguments.record is None else Path(arguments.record, place)
+            of_seed[row] = Cell(row, seed, table / place, key, stage, after, codes, record)
             yield of_seed[row]
 
 

@@ -135,7 +135,7 @@ def codes_record(folder: Path) -> dict[str, Any]:
         "user_codes": len(np.unique(users, axis=0)) if user_sizes else 0,
         "users": len(users),
         "seconds": manifest.get("seconds"),
-        "settings": manifest.get("settings"),
+        "settings": public_settings(manifest.get("settings")),
     }
 
 

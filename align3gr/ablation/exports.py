@@ -9,7 +9,7 @@ from typing import Any
 
 from align3gr.ablation.cells import ROW_OPTIONS, AblationArguments, Cell
 from align3gr.ablation.codes import SCID, read_options
-from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, public_settings, read_manifest, stage_folder
 
 _CODES = ("sizes", "used", "perplexity", "shared_before", "shared_after", "lift", "auc", "user_codes", "seconds")
 # Stages whose artefacts all rows share.
@@ -89,7 +89,7 @@ def settings_json(arguments: AblationArguments, cells: Sequence[Cell]) -> str:
         for stage in _RUN_STAGES
         if ((folder := stage_folder(run_dir, stage)) / MANIFEST).is_file()
     }
-    return json.dumps({"table": table, "run": run, "rows": rows}, indent=2) + "\n"
+    return json.dumps(public_settings({"table": table, "run": run, "rows": rows}), indent=2) + "\n"
 
 
 def _merged(file: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from align3gr.ablation.cells import AblationArguments, Cell
 from align3gr.data import Split
+from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.evaluation import PER_USER_FILE, FullEvaluation, judge_policies, read_curriculum, sample_users
 from align3gr.pipeline import stage_folder
@@ -35,9 +36,7 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
     item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
     user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
     recommender = Recommender.from_pretrained(cell.trained / "model", num_beams=arguments.num_beams)
-    questions = split.histories(arguments.split)  # type: ignore[arg-type]
-    # The same users for every seed, so that rows and seeds can be compared user by user.
-    questions = sample_users(questions, arguments.users, seed=0)
+    questions = asked_users(arguments, split)
     ks = tuple(k for k in KS if k <= arguments.num_beams)
     evaluation = FullEvaluation(split, item_codes, ks=ks)
     curriculum, last = read_curriculum(cell.trained), f"{cell.row}, last policy"
@@ -51,6 +50,16 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
         found["curriculum"] = curriculum_record(curriculum)
         found["last_policy"] = _columns(evaluation.results[last]) if last in evaluation.results else None
     return found
+
+
+def asked_users(arguments: AblationArguments, split: Split) -> EvaluationSet:
+    """The questions of a table: the same users for every seed, so that rows and seeds can be compared user by user.
+
+    Args:
+        arguments: of the table.
+        split: data of its run.
+    """
+    return sample_users(split.histories(arguments.split), arguments.users, seed=0)  # type: ignore[arg-type]
 
 
 def curriculum_record(curriculum: Mapping[str, Any]) -> dict[str, Any]:

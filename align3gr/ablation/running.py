@@ -21,10 +21,12 @@ from align3gr.ablation.cells import (
 )
 from align3gr.ablation.codes import SCID, codes_record
 from align3gr.ablation.judging import judge
-from align3gr.ablation.table import write_table
+from align3gr.ablation.kept_cells import keep, share_cells
+from align3gr.ablation.table import PUBLISHED_FILES, write_table
 from align3gr.data.schema import PROFILE, USER_ID
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, public_settings, read_manifest, stage_folder
+from align3gr.record import make_record, publish
 from align3gr.scid.code_table import load_codes, save_codes
 from align3gr.stage_processes import link_stage, run_stage
 
@@ -39,15 +41,25 @@ def run_table(arguments: AblationArguments) -> list[Cell]:
     """
     table = list(table_cells(arguments))
     folder = Path(arguments.run_dir) / arguments.name
+    if arguments.record is not None:
+        make_record(Path(arguments.record))
+        share_cells(arguments, table)
     missing = _missing(arguments, table)
     for number, cell in enumerate(missing):
         seconds = _seconds_left(missing[number:], table)
         left = "" if seconds is None else f", about {seconds / 60:.0f} minutes left"
         logger.info("cell %d of %d: %s, seed %d%s", number + 1, len(missing), cell.row, cell.seed, left)
         _run_cell(arguments, cell, table)
-        write_table(folder, arguments, table)
-    write_table(folder, arguments, table)
+        keep(cell)
+        _write(folder, arguments, table)
+    _write(folder, arguments, table)
     return table
+
+
+def _write(folder: Path, arguments: AblationArguments, table: Sequence[Cell]) -> None:
+    write_table(folder, arguments, table)
+    if arguments.record is not None:
+        publish(folder, PUBLISHED_FILES, Path(arguments.record))
 
 
 def _missing(arguments: AblationArguments, table: Sequence[Cell]) -> list[Cell]:
@@ -98,8 +110,8 @@ def _run_cell(arguments: AblationArguments, cell: Cell, table: Sequence[Cell]) -
         )
     trained = time.perf_counter() - started
     found = judge(arguments, cell) | {"codes": codes_record(stage_folder(cell.folder, SCID))}
-    found |= {name: read_manifest(cell.trained)[name] for name in ("settings", "versions")}
-    result = {"key": cell.key, "row": cell.row, "seed": cell.seed, "options": row}
+    found |= {name: public_settings(read_manifest(cell.trained)[name]) for name in ("settings", "versions")}
+    result = {"key": cell.key, "row": cell.row, "seed": cell.seed, "options": public_settings(row)}
     result |= {"train_seconds": trained, "judge_seconds": time.perf_counter() - started - trained} | found
     partial = cell.folder / f"{CELL_FILE}.partial"
     partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,10 @@ from align3gr.ablation.exports import cells_csv, rows_csv, settings_json
 from align3gr.ablation.figure import Step, draw_steps, p_value, steps_table
 from align3gr.ablation.stages_table import stages_table
 from align3gr.evaluation import PER_USER_FILE, compare, seeds_test
+from align3gr.record import NOT_FINISHED
 
+# What of a table is published in its record, the page first.
+PUBLISHED_FILES = ("table.md", "table.csv", "cells.csv", "settings.json", "figure.svg")
 COLUMN = "seen_allowed"
 # Heading -> column of the evaluation and metric.
 METRICS = {name: (COLUMN, name) for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")}
@@ -69,7 +72,7 @@ def _page(rows: Sequence[dict[str, Any]], arguments: AblationArguments, steps: S
     text = f"Judged on {arguments.split} targets, seen items allowed; mean ± standard deviation over seeds.\n\n"
     text += "\n".join(lines) + "\n"
     if missing:
-        text += f"\nNot finished: {', '.join(missing)}.\n"
+        text += f"\n{NOT_FINISHED}: {', '.join(missing)}.\n"
     if arguments.split == "validation" and any(row["seeds"] for row in rows):
         best = max((row for row in rows if row["seeds"]), key=lambda row: row["mean"]["recall@10"])
         text += f"\nBest on validation: {best['name']}.\n"

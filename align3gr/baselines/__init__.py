@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from align3gr.baselines.study import Study
     from align3gr.baselines.systems import SYSTEMS, System, draw_trials
-    from align3gr.baselines.tables import fair_play, over_seeds, results_table, tuning_table
+    from align3gr.baselines.tables import fair_play, how_tuned, over_seeds, results_table, tuning_table
     from align3gr.baselines.two_tower import TwoTower, TwoTowerModel
     from align3gr.baselines.vectors import VectorBaseline, rank_by_vectors
 
@@ -52,7 +52,7 @@ __getattr__, __all__ = attach(
         ),
         "study": ("Study",),
         "systems": ("SYSTEMS", "System", "draw_trials"),
-        "tables": ("fair_play", "over_seeds", "results_table", "tuning_table"),
+        "tables": ("fair_play", "how_tuned", "over_seeds", "results_table", "tuning_table"),
         "two_tower": ("TwoTower", "TwoTowerModel"),
         "vectors": ("VectorBaseline", "rank_by_vectors"),
     },

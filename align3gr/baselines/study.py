@@ -30,6 +30,7 @@ from align3gr.data.schema import TEXT
 from align3gr.errors import InputError
 from align3gr.evaluation import FullEvaluation, reported_ks, sample_users, three_columns
 from align3gr.progress import ProgressBar
+from align3gr.record import CellFiles, keep_cell, make_record, restore_cell
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Study:
         settings: which systems, and how.
         folder: where cells are kept.
         chains: the stages of each generative system of the settings.
+        record: where finished cells are kept too, in small files, and looked for; None where they are not.
 
     Attributes:
         computed: cells that this object computed rather than found.
@@ -61,9 +63,10 @@ class Study:
         settings: StudySettings,
         folder: Path,
         chains: Mapping[str, StageChain] | None = None,
+        record: Path | None = None,
     ) -> None:
         self.split, self.inputs, self.settings, self.folder = split, dict(inputs), settings, folder
-        self.chains = dict(chains or {})
+        self.chains, self.record = dict(chains or {}), record
         self.computed = 0
 
     def run(self, progress: Callable[[], None] = lambda: None) -> None:
@@ -81,6 +84,8 @@ class Study:
             raise InputError(
                 f"run_dir: cannot write {self.folder}: {error.strerror}; choose another run_dir"
             ) from error
+        if self.record is not None:
+            make_record(self.record)
         systems = self.settings.systems
         with ProgressBar(self._fits(), "study, at most", "fit") as bar:
 
@@ -190,6 +195,25 @@ class Study:
             "inputs": {name: digest for name, digest in inputs.items() if Path(name).stem not in unseen},
         }
 
+    @cached_property
+    def _asked(self) -> pl.DataFrame:
+        return FullEvaluation(self.split).asked(self.split.histories("test"))
+
+    def _files(self, key: Mapping[str, Any], folder: Path) -> CellFiles:
+        """Of a cell below the folder of the study, or that of its record."""
+        result = folder / self._path(key, "json").name
+        return CellFiles(result, result.with_suffix(".parquet") if key["kind"] == "final" else None)
+
+    def _share(self, key: Mapping[str, Any]) -> None:
+        """Copies a finished cell into the record, or out of it, where one of both has it."""
+        if self.record is None:
+            return
+        cell, kept = self._files(key, self.folder), self._files(key, self.record)
+        if cell.exist and not kept.exist:
+            keep_cell(cell, kept)
+        elif kept.exist and not cell.exist:
+            restore_cell(kept, cell, self._asked)
+
     def _path(self, key: Mapping[str, Any], suffix: str) -> Path:
         names = ("version", "system", "kind", "setting", "seed", "protocol", "inputs")
         text = json.dumps({name: key[name] for name in names}, sort_keys=True)
@@ -197,7 +221,8 @@ class Study:
         return self.folder / f"{system}-{key['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.{suffix}"
 
     def _read(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        if key["kind"] == "final" and not self._path(key, "parquet").is_file():
+        self._share(key)
+        if not self._files(key, self.folder).exist:
             return None
         # What is missing or was damaged is computed again.
         with suppress(OSError, ValueError):
@@ -246,6 +271,8 @@ class Study:
         path = self._path(key, "json")
         path.with_suffix(".tmp").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".tmp").replace(path)
+        if self.record is not None:
+            keep_cell(self._files(key, self.folder), self._files(key, self.record))
         self.computed += 1
         if made.generative and not self.settings.keep_models and not self._missing_of(system):
             self.chains[system].drop()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from align3gr.baselines.published import NOTE, PublishedRow
+from align3gr.baselines.settings import StudySettings
 
 FAIR_SHARE = 0.5  # of its published Recall@10; a baseline below it needs an explanation that was tested
 # Heading, column of the evaluation, metric.
@@ -83,6 +84,23 @@ def fair_play(rows: Mapping[str, Mapping[str, Any]], published: Sequence[Publish
         f"Recall@10 as a share of the published, under its masking: {listed}. "
         f"Below {FAIR_SHARE:g}: {', '.join(low) or 'none'}.\n"
     )
+
+
+def how_tuned(settings: StudySettings) -> str:
+    """What was tuned by what, and how often the chosen setting was run, as a sentence.
+
+    Args:
+        settings: of the study.
+    """
+    how = "Not tuned: the default settings"
+    if settings.trials:
+        how = (
+            f"Tuned on validation by the mean {settings.select_by} of {' and '.join(settings.select_on)}: at most "
+            f"{settings.trials} settings and {settings.tuning_seconds:,.0f} CPU seconds a system, then the chosen "
+            "setting"
+        )
+    seeds = ", ".join(map(str, settings.seeds))
+    return f"{how} with seeds {seeds} where anything is random (mean ± standard deviation).\n"
 
 
 def tuning_table(tuned: Mapping[str, Mapping[str, Any]]) -> str:

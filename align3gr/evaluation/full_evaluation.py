@@ -29,7 +29,7 @@ from align3gr.evaluation.beyond_accuracy import (
     vector_diversity,
 )
 from align3gr.evaluation.metrics import REPORTED_KS, is_repeat, target_ranks, three_columns
-from align3gr.evaluation.per_user import PER_USER_SCHEMA, SYSTEM, ranks_to_column
+from align3gr.evaluation.per_user import ASKED, PER_USER_SCHEMA, SYSTEM, ranks_to_column
 from align3gr.evaluation.segments import lost_levels, segment_metrics, segment_users
 
 
@@ -102,10 +102,9 @@ class FullEvaluation:
         targets = questions.targets
         columns = three_columns(allowed, masked, targets, questions.histories, self._ks, questions.ratings)
         ranks = target_ranks(allowed, targets)
-        repeat = is_repeat(targets, questions.histories)
-        lengths = np.array([len(history) for history in questions.histories], dtype=np.int64)
-        popularity = self._train_counts[targets]
-        segments = segment_metrics(ranks, segment_users(lengths, popularity, repeat), self._ks)
+        asked = self.asked(questions)
+        facts = (asked[name].to_numpy() for name in ("history_length", "target_popularity", "repeat"))
+        segments = segment_metrics(ranks, segment_users(*facts), self._ks)
         result: dict[str, Any] = columns | {
             "beyond_accuracy": {
                 "seen_allowed": self._beyond_accuracy(allowed, questions),
@@ -118,22 +117,13 @@ class FullEvaluation:
         if seconds is not None:
             result["ranking"] = {"seconds": round(seconds, 6), "users_per_second": round(len(targets) / seconds, 1)}
         self.results[name] = result
-        self._frames[name] = pl.DataFrame(
-            {
-                SYSTEM: pl.Series([name]).new_from_index(0, len(targets)),
-                USER_ID: self._user_ids.gather(questions.user_rows),
-                ITEM_ID: self._item_ids.gather(targets),
-                "rank_allowed": ranks_to_column(ranks),
-                "rank_masked": ranks_to_column(target_ranks(masked, targets)),
-                "list_length": np.full(len(targets), np.shape(allowed)[1]),
-                "history_length": lengths,
-                "target_popularity": popularity,
-                "repeat": repeat,
-                # Polars sorts NaN above every number: as null, an unrated target is never "4 or higher".
-                RATING: pl.Series(_ratings(questions), nan_to_null=True),
-            },
-            schema=PER_USER_SCHEMA,
+        answered = asked.with_columns(
+            pl.lit(name).alias(SYSTEM),
+            ranks_to_column(ranks).alias("rank_allowed"),
+            ranks_to_column(target_ranks(masked, targets)).alias("rank_masked"),
+            pl.lit(np.shape(allowed)[1]).alias("list_length"),
         )
+        self._frames[name] = answered.select(pl.col(column).cast(kind) for column, kind in PER_USER_SCHEMA.items())
 
     def add_same(self, name: str, first: str) -> None:
         """Judge a system that is known to give the lists of one judged before, such as a model of the same weights.
@@ -144,6 +134,24 @@ class FullEvaluation:
         """
         self.results[name] = copy.deepcopy(self.results[first]) | {"ranking": {"same_weights_as": first}}
         self._frames[name] = self._frames[first].with_columns(pl.lit(name).alias(SYSTEM))
+
+    def asked(self, questions: EvaluationSet) -> pl.DataFrame:
+        """One row a question: what of the per-user table is the same for every system.
+
+        Args:
+            questions: the test set of the split, or a sample of it.
+        """
+        targets = questions.targets
+        facts = {
+            USER_ID: self._user_ids.gather(questions.user_rows),
+            ITEM_ID: self._item_ids.gather(targets),
+            "history_length": np.array([len(history) for history in questions.histories], dtype=np.int64),
+            "target_popularity": self._train_counts[targets],
+            "repeat": is_repeat(targets, questions.histories),
+            # Polars sorts NaN above every number: as null, an unrated target is never "4 or higher".
+            RATING: pl.Series(_ratings(questions), nan_to_null=True),
+        }
+        return pl.DataFrame(facts, schema={name: PER_USER_SCHEMA[name] for name in ASKED})
 
     def per_user(self) -> pl.DataFrame:
         """One row a system and user: ids of user and target, 1-based ranks (null: not in the list), and the facts that

@@ -25,6 +25,8 @@ PER_USER_SCHEMA = {
     "repeat": pl.Boolean,
     RATING: pl.Float64,
 }
+# Columns that say what was asked, the same for every system.
+ASKED = (USER_ID, ITEM_ID, "history_length", "target_popularity", "repeat", RATING)
 # Column of the report -> column of ranks, and which users count.
 COLUMNS = {
     "seen_allowed": ("rank_allowed", pl.lit(True)),

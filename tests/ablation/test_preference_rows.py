@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -130,6 +131,39 @@ def test_an_interrupted_table_goes_on_and_a_later_row_gets_its_model_back(run_di
     run_table(arguments_of(run_dir, rows=more))
     assert trainings.stages == ["sft", "sp_dpo", "rf_dpo"]
     assert "--stages" in trainings.asked[2][1] and not list(table.glob("*/*/*_dpo"))
+
+
+def test_cells_of_the_record_are_found_on_another_machine_and_not_trained(run_dir, trainings, tmp_path):
+    record = tmp_path / "record"
+    run_table(arguments_of(run_dir, record=str(record), only=["SFT", "SP"]))
+    assert not (record / "rf").exists() and "Not finished: RF" in (record / "table.md").read_text()
+    kept = {path.relative_to(record).as_posix() for path in record.rglob("*") if path.is_file()}
+    tables = {"table.md", "table.csv", "cells.csv", "settings.json"}
+    assert kept == tables | {
+        f"{row}/seed-7/{name}" for row in ("sft", "sp") for name in ("cell.json", "ranks.parquet")
+    }
+    assert str(tmp_path) not in "".join((record / path).read_text() for path in kept if not path.endswith("parquet"))
+    other = tmp_path / "other"
+    for name in ("data", "scid"):
+        shutil.copytree(run_dir / name, other / name)
+    trainings.asked = []
+    run_table(arguments_of(other, record=str(record), only=["SFT", "SP"]))
+    assert trainings.stages == []
+    for path in ("table.md", "table.json", "cells.csv", "sp/seed-7/cell.json"):
+        assert (other / "t" / path).read_bytes() == (run_dir / "t" / path).read_bytes(), path
+    ranks = [pl.read_parquet(folder / "t/sp/seed-7/per_user.parquet") for folder in (run_dir, other)]
+    assert ranks[0].equals(ranks[1]) and ranks[0]["system"].n_unique() == 2
+    # The models stayed on the first machine, so the row that needs them has them trained again.
+    run_table(arguments_of(other, record=str(record)))
+    assert trainings.stages == ["sft", "sp_dpo", "rf_dpo"] and (record / "rf/seed-7/cell.json").is_file()
+    assert "Not finished" not in (record / "table.md").read_text()
+    trainings.asked = []
+    # A cell of another key is none, and a finished one that the record lacks is copied into it.
+    run_table(arguments_of(other, record=str(record), rows=ROWS | {"SFT": {"dropout": 0.5}}, only=["SFT"]))
+    assert trainings.stages == ["sft"]
+    shutil.rmtree(record)
+    run_table(arguments_of(run_dir, record=str(record), only=["SFT", "SP"]))
+    assert trainings.stages == ["sft"] and (record / "sp/seed-7/ranks.parquet").is_file()
 
 
 def test_models_stay_for_rows_that_do_not_run_yet_or_when_asked_for(run_dir, trainings):

@@ -156,6 +156,28 @@ def test_a_damaged_cell_is_computed_again(split, tmp_path):
     assert study.computed == 2 and study.missing() == []
 
 
+def test_fits_of_the_record_are_found_on_another_machine_and_not_computed(split, tmp_path):
+    record = tmp_path / "record"
+    first = Study(split, INPUTS, quick(), tmp_path / "one", record=record)
+    first.run()
+    assert {path.name for path in record.iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    second = Study(split, INPUTS, quick(seeds=[1, 2, 3]), tmp_path / "two", record=record)
+    assert second.missing() == ["MF: final runs of seed 3"]
+    second.run()
+    assert second.computed == 1
+    again = Study(split, INPUTS, quick(seeds=[1, 2, 3]), tmp_path / "three", record=record)
+    again.run()
+    assert again.computed == 0 and again.per_user().equals(second.per_user())
+    assert again.per_user().filter(pl.col("system") != "MF, seed 3").equals(first.per_user())
+    # What a study has and its record lacks is copied there; what was damaged in it is computed again.
+    for path in record.iterdir():
+        path.unlink()
+    next((tmp_path / "one").glob("item-kNN-final-*.parquet")).unlink()
+    third = Study(split, INPUTS, quick(), tmp_path / "one", record=record)
+    third.run()
+    assert third.computed == 1 and len(list(record.iterdir())) == len(list((tmp_path / "one").iterdir()))
+
+
 def test_a_folder_that_cannot_be_made_is_named(split, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run_dir: cannot write .*file/cells"):
