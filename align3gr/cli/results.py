@@ -2,26 +2,45 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from align3gr.errors import InputError
-from align3gr.pipeline import read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
 
 
 def write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
     """Runs `align3gr results`: a Markdown page, the figures as JSON, or both; gives the exit status.
 
     Raises:
-        InputError: nothing was asked for, a run is not evaluated, or the page cannot be written.
+        InputError: nothing was asked for, a run is not evaluated and has no tables, or the page cannot be written.
     """
     if not (parsed.output or parsed.json):
         raise InputError("results: give --output FILE for a page, --json for figures, or both")
-    figures = {}
+    runs = [Path(run) for run in parsed.runs]
+    if parsed.json:
+        print(json.dumps({name: _figures(run) for name, run in zip(parsed.runs, runs, strict=True)}, indent=1))
+    if not parsed.output:
+        return 0
+    page = Path(parsed.output)
     sections = ["# Results\n\nWritten by `align3gr results`; the tables are those that each run made itself.\n"]
-    for run in parsed.runs:
-        folder = stage_folder(run, "evaluate")
+    sections += [section for run in runs for section in _sections(run, page.parent)]
+    try:
+        page.write_text("\n".join(sections), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output {parsed.output}: {error.strerror}; choose another file") from error
+    return 0
+
+
+def _sections(run: Path, page_folder: Path) -> list[str]:
+    """The evaluation of a run, if it has one, and its tables."""
+    tables = sorted(run.glob("*/table.md"))
+    folder = stage_folder(run, "evaluate")
+    if tables and not (folder / MANIFEST).is_file():
+        sections = [f"## {run.name}\n"]
+    else:
         manifest = read_manifest(folder)
-        figures[str(run)] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         # Baselines are made from the data of another run and say themselves what these are.
         statistics = manifest.get("statistics") or json.loads(
             (stage_folder(run, "prepare") / "statistics.json").read_text(encoding="utf-8")
@@ -29,19 +48,22 @@ def write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
         facts = ", ".join(
             f"{value:,} {key.replace('_', ' ')}" for key, value in statistics.items() if isinstance(value, int)
         )
-        sections.append(f"## {Path(run).name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n")
+        sections = [f"## {run.name}\n\n{facts}. Versions: {_versions(manifest)}.\n\n"]
         sections.append((folder / "results.md").read_text(encoding="utf-8"))
-        for table in sorted(Path(run).glob("*/table.md")):
-            sections.append(f"### {table.parent.name}\n\n" + table.read_text(encoding="utf-8"))
-    if parsed.json:
-        print(json.dumps(figures, indent=1))
-    if not parsed.output:
-        return 0
-    try:
-        Path(parsed.output).write_text("\n".join(sections), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {parsed.output}: {error.strerror}; choose another file") from error
-    return 0
+    for table in tables:
+        section = f"### {table.parent.name}\n\n" + table.read_text(encoding="utf-8")
+        if (figure := table.with_name("figure.svg")).is_file():
+            link = quote(Path(os.path.relpath(figure, page_folder)).as_posix())
+            section += f"\n![The steps of {table.parent.name}]({link})\n"
+        sections.append(section)
+    return sections
+
+
+def _figures(run: Path) -> dict:
+    path = stage_folder(run, "evaluate") / "results.json"
+    if not path.is_file():
+        raise InputError(f"{path}: not found; figures are printed of evaluated runs alone")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _versions(manifest: dict) -> str:
