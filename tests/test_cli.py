@@ -214,6 +214,17 @@ def test_run_finds_the_recipes_of_the_package_and_stops_at_a_failing_stage(tmp_p
     assert str(SMOKE / "prepare.yaml") in done.stdout
 
 
+def test_a_stage_finds_the_recipes_of_the_package(tmp_path):
+    done = align3gr("prepare", "--config", "recipes/smoke/prepare.yaml", "--run_dir", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "data" / "manifest.json").is_file()
+    # A file of the working folder comes first.
+    (tmp_path / "recipes" / "smoke").mkdir(parents=True)
+    (tmp_path / "recipes" / "smoke" / "prepare.yaml").write_text("format: lcrec\nmine: 1\n")
+    done = align3gr("prepare", "--config=recipes/smoke/prepare.yaml", "--run_dir", "r", cwd=tmp_path)
+    assert done.returncode == 2 and "unknown options in the config file: --mine 1" in done.stderr
+
+
 def test_results_of_runs_become_one_page(smoke_run, tmp_path):
     run_dir = tmp_path / "market"
     for name in ("data", "evaluation"):

@@ -42,6 +42,9 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in RECIPES:
         launcher, rest = _split_launcher(arguments[1:])
+        if "--config" in rest[:-1]:
+            at = rest.index("--config") + 1
+            rest[at] = str(_packaged(rest[at]))
         status = subprocess.call([*_launch(command, launcher), *rest])
         if command in SEVERAL_PROCESSES and not {"-h", "--help"}.isdisjoint(rest):
             print("\n--accelerate_config NAME launches it through accelerate: a file, or one of", _launchers())
@@ -130,11 +133,14 @@ def _split_launcher(arguments: list[str]) -> tuple[str | None, list[str]]:
     return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
 
 
+def _packaged(name: str) -> Path:
+    """A file of the working folder; where there is none and the name begins so, `recipes/...` of the package."""
+    path, packaged = Path(name), resource("recipes").joinpath(*Path(name).parts[1:])
+    return packaged if path.parts[:1] == ("recipes",) and not path.is_file() and packaged.is_file() else path
+
+
 def _find_config(name: str) -> Path:
-    """A file of the working folder, else `recipes/...` of the installed package."""
-    path = Path(name)
-    if not path.is_file() and path.parts[:1] == ("recipes",):
-        path = resource("recipes").joinpath(*path.parts[1:])
+    path = _packaged(name)
     if not path.is_file():
         raise InputError(f"--config {name}: not found; give a pipeline.yaml, such as recipes/synthetic/pipeline.yaml")
     return path

@@ -82,12 +82,13 @@ def lineage_section(run: RunFiles) -> str:
         seed = "-" if manifest.get("seed") is None else manifest["seed"]
         costs.append(
             [
-                *(name, "finished", seed, f"{manifest.get('seconds', 0):,.0f}{resumed}"),
-                *(
-                    f"{manifest.get('peak_memory_mb', 0):,}",
-                    manifest.get("processes", 1),
-                    manifest.get("command", "-"),
-                ),
+                name,
+                "finished",
+                seed,
+                f"{manifest.get('seconds', 0):,.0f}{resumed}",
+                f"{manifest.get('peak_memory_mb', 0):,}",
+                manifest.get("processes", 1),
+                manifest.get("command", "-"),
             ]
         )
         inputs += [[name, path, digest] for path, digest in manifest.get("inputs", {}).items()]
