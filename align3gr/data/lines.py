@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from align3gr.errors import InputError
+from align3gr.progress import SECONDS_BETWEEN_LINES, is_watched, time_left
 
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
-SECONDS_BETWEEN_LOG_LINES = 15.0
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Progress:
-    """Bytes of a file read so far: a bar in a terminal, elsewhere a log line every 15 seconds.
+    """Bytes of a file read so far, with the time left: a bar where a person watches, else a line every half minute.
 
     Args:
         path: the file, whose size is the total.
@@ -36,8 +36,9 @@ class Progress:
     def __init__(self, path: Path, unit: str = "lines") -> None:
         self.path, self.unit, self.count = path, unit, 0
         self.total = path.stat().st_size
-        self._bar = tqdm(total=self.total, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False)
-        self._logged = time.monotonic()
+        hidden = not is_watched()
+        self._bar = tqdm(total=self.total, unit="B", unit_scale=True, desc=path.name, disable=hidden, leave=False)
+        self._started = self._logged = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -50,11 +51,11 @@ class Progress:
         self.count += count
         if not self._bar.disable:
             self._bar.update(position - self._bar.n)
-        elif time.monotonic() - self._logged > SECONDS_BETWEEN_LOG_LINES:
+        elif time.monotonic() - self._logged >= SECONDS_BETWEEN_LINES:
             self._logged = time.monotonic()
-            logger.info(
-                "%s: %s %s, %.0f %%", self.path.name, f"{self.count:,}", self.unit, 100 * position / self.total
-            )
+            share = f"{100 * position / self.total:.0f} %"
+            left = time_left(self._logged - self._started, position, self.total - position)
+            logger.info("%s: %s %s, %s%s", self.path.name, f"{self.count:,}", self.unit, share, left)
 
 
 def existing_file(path: Path) -> Path:

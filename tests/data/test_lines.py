@@ -2,6 +2,7 @@ import ast
 import gzip
 import json
 import logging
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -94,7 +95,11 @@ def test_damaged_gzip_files_are_named(tmp_path):
 
 def test_progress_is_a_log_line_where_there_is_no_terminal(tmp_path, monkeypatch, caplog):
     path = write(tmp_path / "log.json", RECORDS)
-    monkeypatch.setattr(lines, "SECONDS_BETWEEN_LOG_LINES", 0.0)
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(lines, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     with caplog.at_level(logging.INFO), Progress(path) as progress:
-        progress.update(path.stat().st_size // 2, 25)
-    assert [record.getMessage() for record in caplog.records] == ["log.json: 25 lines, 50 %"]
+        for part in (8, 4):
+            now.seconds += 20
+            progress.update(path.stat().st_size // part, 25)
+    # A quarter of the file in 40 seconds; the first part came before half a minute was over.
+    assert [record.getMessage() for record in caplog.records] == ["log.json: 50 lines, 25 %, 02:00 left"]
