@@ -6,7 +6,7 @@ WORKERS ?= 2  # processes that share the tests
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 15
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long lint bench reference clean
+.PHONY: demo test test-long lint bench reference results clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ lint: $(READY)
 
 reference: $(READY)  ## docs/reference from the docstrings
 	$(BIN)/python docs/make_reference.py
+
+# In the order of the page; what is measured next stands among them.
+RECORDS = $(sort $(wildcard experiments/results/yelp*)) $(sort $(wildcard experiments/results/ml-100k*))
+results: $(READY)  ## docs/results.md from the tables of experiments/results
+	$(BIN)/align3gr results $(RECORDS) --output docs/results.md
 
 bench: $(READY)
 	$(BIN)/python benchmarks/decoding.py

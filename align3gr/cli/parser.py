@@ -103,7 +103,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 
 def _add_results(results: argparse.ArgumentParser) -> None:
-    results.add_argument("runs", nargs="+", help="folders of runs or baselines, such as runs/yelp")
+    results.add_argument("runs", nargs="+", help="folders of runs, baselines or their records, such as runs/yelp")
     results.add_argument("--output", help="Markdown file to write")
     results.add_argument("--json", action="store_true", help="print the metrics of all runs as JSON")
 

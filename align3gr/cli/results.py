@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from align3gr.errors import InputError
-from align3gr.pipeline import MANIFEST, read_manifest, stage_folder
+from align3gr.pipeline import MANIFEST, public_settings, read_manifest, stage_folder
 
 
 def write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
@@ -24,13 +26,26 @@ def write_results(parsed: argparse.Namespace, arguments: list[str]) -> int:
     if not parsed.output:
         return 0
     page = Path(parsed.output)
-    sections = ["# Results\n\nWritten by `align3gr results`; the tables are those that each run made itself.\n"]
-    sections += [section for run in runs for section in _sections(run, page.parent)]
     try:
-        page.write_text("\n".join(sections), encoding="utf-8")
+        page.write_text(results_page(runs, page.parent), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {parsed.output}: {error.strerror}; choose another file") from error
     return 0
+
+
+def results_page(runs: Sequence[Path], folder: Path) -> str:
+    """The tables of runs as Markdown, each with its figure where it has one.
+
+    Args:
+        runs: folders of runs, of baselines, or of their records.
+        folder: where the page will stand; links to figures are relative to it.
+
+    Raises:
+        InputError: a run is not evaluated and has no tables.
+    """
+    command = shlex.join(["align3gr", "results", *public_settings([str(run) for run in runs])])
+    sections = [f"# Results\n\nWritten by `{command}`; the tables are those that each run made itself.\n"]
+    return "\n".join([*sections, *(section for run in runs for section in _sections(run, folder))])
 
 
 def _sections(run: Path, page_folder: Path) -> list[str]:

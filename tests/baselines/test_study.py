@@ -12,6 +12,7 @@ import pytest
 from align3gr.baselines import ItemKNN, Study, StudySettings, systems
 from align3gr.baselines.systems import SYSTEMS, draw_trials
 from align3gr.baselines.tables import tuning_table
+from align3gr.cli.results import results_page
 from align3gr.data import Split
 from align3gr.errors import InputError
 from align3gr.evaluation import compare, three_columns
@@ -101,6 +102,27 @@ def test_results_joins_baselines_with_runs(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "r.md").read_text()
     assert f"## {finished.name}" in page and "200 users" in page and "| LightGCN |" in page and "implicit" in page
+
+
+def test_a_record_holds_the_tables_and_spares_another_machine_the_fits(market, tmp_path, run_stage, capsys):
+    record = tmp_path / "record"
+    options = {"data": market, "systems": ["popularity", "item-kNN"], "record": record}
+    run_stage("baselines", tmp_path / "one", **options)
+    assert "0 fits computed" not in capsys.readouterr().out
+    for path in ("evaluation/results.md", "evaluation/results.json"):
+        assert (record / path).read_bytes() == (tmp_path / "one" / path).read_bytes()
+    assert sorted(path.name for path in (record / "evaluation").iterdir()) == [
+        "manifest.json",
+        "results.json",
+        "results.md",
+    ]
+    assert str(tmp_path) not in "".join(path.read_text() for path in record.rglob("*.[jm][sd]*"))
+    run_stage("baselines", tmp_path / "two", **options)
+    assert "0 fits computed" in capsys.readouterr().out
+    tables = [pl.read_parquet(tmp_path / name / "evaluation" / "per_user.parquet") for name in ("one", "two")]
+    assert tables[0].equals(tables[1])
+    page = results_page([record], tmp_path)
+    assert "200 users" in page and "| item-kNN |" in page and "numpy" in page
 
 
 def test_a_killed_study_keeps_its_cells_and_goes_on(market, tmp_path, finished, run_stage):
