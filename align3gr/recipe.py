@@ -55,12 +55,9 @@ def parse(option_types: Sequence[Any], arguments: Sequence[str] | None = None) -
         # bf16 without a GPU is refused unless the CPU was asked for; a bar is for those who watch.
         parser.set_defaults(use_cpu=not torch.cuda.is_available(), disable_tqdm=not is_watched())
     try:
-        with warnings.catch_warnings():
-            # TRL's configurations set the old name themselves; to be removed when TRL uses the new one.
-            warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-            *parsed, in_file, in_words = parser.parse_args_and_config(
-                arguments, return_remaining_strings=True, separate_remaining_strings=True
-            )
+        *parsed, in_file, in_words = parser.parse_args_and_config(
+            arguments, return_remaining_strings=True, separate_remaining_strings=True
+        )
     except InputError:  # is a ValueError
         raise
     except (ValueError, TypeError) as error:
@@ -102,6 +99,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # TRL 1.16 uses the old names itself; to be removed when it uses transformers' new ones.
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
     if not is_watched():
         silence_bars()
     try:
