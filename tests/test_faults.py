@@ -197,3 +197,36 @@ def test_a_model_and_the_codes_of_another_training_are_told_apart(smoke_run, tmp
     codes.with_columns(pl.col("codes").reverse()).write_parquet(tmp_path / "scid" / "item_codes.parquet")
     with pytest.raises(InputError, match=r"scid: gives item 'item_000' the SCID .*, the model knows it as"):
         Recommender.from_pretrained(model, device="cpu", scid=tmp_path / "scid")
+
+
+@pytest.fixture
+def of_other_codes(smoke_run, tmp_path) -> Path:
+    """A run up to its SCIDs, and beside it a model that was trained on others of the same sizes."""
+    for name in ("data", "embeddings", "scid", "sft"):
+        shutil.copytree(smoke_run / name, tmp_path / "run" / name)
+    shutil.copytree(smoke_run / "sft" / "model", tmp_path / "model")
+    codes = pl.read_parquet(tmp_path / "model" / "item_codes.parquet")
+    codes.with_columns(pl.col("codes").reverse()).write_parquet(tmp_path / "model" / "item_codes.parquet")
+    return tmp_path / "model"
+
+
+def test_preference_training_does_not_start_from_a_model_of_other_codes(of_other_codes, run_stage):
+    run_dir = of_other_codes.parent / "run"
+    with pytest.raises(InputError, match=r"scid: gives item 'item_000' the SCID .*, the model knows it as .*"):
+        run_stage("rf_dpo", run_dir, start_from=of_other_codes)
+    codes = pl.read_parquet(of_other_codes / "item_codes.parquet")
+    codes.reverse().write_parquet(of_other_codes / "item_codes.parquet")
+    with pytest.raises(InputError, match=r"items: the model's catalogue holds 80 items, .*in another order"):
+        run_stage("rf_dpo", run_dir, start_from=of_other_codes)
+    codes.with_columns(pl.col("codes").list.head(2)).write_parquet(of_other_codes / "item_codes.parquet")
+    with pytest.raises(InputError, match="expected 3 integers"):
+        run_stage("rf_dpo", run_dir, start_from=of_other_codes)
+    assert not list(run_dir.glob("rf_dpo*"))
+
+
+def test_fine_tuning_does_not_start_from_a_model_of_other_codes(of_other_codes, smoke_run, run_stage):
+    run_dir = of_other_codes.parent / "run"
+    with pytest.raises(InputError, match=r"base_model: .*model knows item 'item_000' as .*, this run as .*differ"):
+        run_stage("sft", run_dir, base_model=of_other_codes)
+    assert (run_dir / "sft" / "manifest.json").is_file() and not list(run_dir.glob("sft.*"))
+    run_stage("sft", run_dir, base_model=smoke_run / "sft" / "model", max_steps=1)  # of the same codes

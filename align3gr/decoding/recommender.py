@@ -241,6 +241,39 @@ class Recommender:
         """
         return self._read.item_rows(item_ids, unknown_items, source)
 
+    def check_catalogue(self, item_ids: Sequence[str] | pl.Series, codes: np.ndarray) -> None:
+        """Refuses items that stand in other rows, or under other SCIDs, than in the catalogue of this model.
+
+        Who trains a model on rows of items asks this first: the SCIDs of another token level fit the same tokens, and
+        mean other items to the model.
+
+        Args:
+            item_ids: ids in row order.
+            codes: their SCIDs.
+                Shape: `(items, levels)`.
+
+        Raises:
+            InputError: the catalogue is another one.
+        """
+        ids, known = list(item_ids), np.asarray(self.items[CODES].to_list())
+        if ids != self._item_ids:
+            raise InputError(
+                f"items: the model's catalogue holds {len(self._item_ids):,} items, these are {len(ids):,} others, or "
+                "in another order; take a model that was trained on this data"
+            )
+        if known.shape != codes.shape:
+            raise InputError(
+                f"scid: has SCIDs of {codes.shape[1]} levels, those of the model have {known.shape[1]}; take a model "
+                "that was trained on these codes"
+            )
+        if (other := (known != codes).any(axis=1)).any():
+            row = int(other.argmax())
+            raise InputError(
+                f"scid: gives item {ids[row]!r} the SCID {codes[row].tolist()}, the model knows it as "
+                f"{known[row].tolist()} ({int(other.sum()):,} of {len(ids):,} differ); take a model that was trained "
+                "on these codes"
+            )
+
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write model, tokenizer, `prompt.json`, the tables of codes and the trie into one folder.
 

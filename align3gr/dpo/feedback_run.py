@@ -36,7 +36,7 @@ class RealFeedback:
         report: Entries of each level, and how scores agree with stars; see `FeedbackSettings.read`.
 
     Raises:
-        InputError: The codes do not belong to the data, or there is no feedback.
+        InputError: The codes do not belong to the data or to the model, or there is no feedback.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class RealFeedback:
         self._feedback, self.report = arguments.read(split)
         self._sequences = split.train_sequences()
         self._item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        recommender.check_catalogue(split.items[ITEM_ID], self._item_codes)
         self._user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
 
     @staticmethod

@@ -37,7 +37,8 @@ class SelfPlay:
         progress: Show progress bars.
 
     Raises:
-        InputError: The codes do not belong to the data, or have no vectors where the difficulty needs some.
+        InputError: The codes do not belong to the data or to the model, or have no vectors where the difficulty needs
+            some.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SelfPlay:
         self.folder, self.progress = folder, progress
         self._sequences = split.train_sequences()
         self._item_codes = load_codes(scid / "item_codes.parquet", ITEM_ID, split.items[ITEM_ID])
+        recommender.check_catalogue(split.items[ITEM_ID], self._item_codes)
         self._user_codes = load_codes(scid / "user_codes.parquet", USER_ID, split.users[USER_ID])
         measured_by_vectors = arguments.difficulty_measure == "cosine"
         self._vectors = item_vectors(scid, self._item_codes) if measured_by_vectors else None

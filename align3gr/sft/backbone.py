@@ -19,7 +19,9 @@ from transformers import (
 
 from align3gr.data import Split
 from align3gr.data.schema import PROFILE, TEXT
+from align3gr.decoding.recommender import ITEM_CODES_FILE
 from align3gr.errors import InputError
+from align3gr.scid.code_table import read_code_table
 from align3gr.scid.embedding_init import resize_scid_embeddings
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
@@ -157,6 +159,7 @@ def make_backbone(
     usual = {**asdict(SmallLlamaConfig()), **{f.name: f.default for f in fields(SFTArguments)}}
     if ignored := [name for name, value in given.items() if value != usual[name]]:
         logger.warning("base_model: %s of a model from scratch: no effect", ", ".join(ignored))
+    _check_codes_of_base(Path(arguments.base_model), scid)
     model, tokenizer = load_backbone(
         arguments.base_model,
         item_sizes,
@@ -170,6 +173,27 @@ def make_backbone(
     )
     _say_normalizer(model, arguments)
     return (add_lora(model, tokenizer, lora, seed=seed) if lora.use_lora else model), tokenizer
+
+
+def _check_codes_of_base(base: Path, scid: Path) -> None:
+    """Refuses a model of another token level: its trained rows would keep what they mean for other items.
+
+    Raises:
+        InputError: it knows an item of this run under another SCID.
+    """
+    if not (base / ITEM_CODES_FILE).is_file():
+        return
+    known, here = read_code_table(base / ITEM_CODES_FILE), read_code_table(scid / ITEM_CODES_FILE)
+    codes = dict(zip(known.ids, known.codes.tolist(), strict=True))
+    other = [
+        pair for pair in zip(here.ids, here.codes.tolist(), strict=True) if codes.get(pair[0], pair[1]) != pair[1]
+    ]
+    if other:
+        item, own = other[0]
+        raise InputError(
+            f"base_model: {base} knows item {item!r} as {codes[item]}, this run as {own} ({len(other):,} differ); "
+            "start from a model without SCIDs, or keep the codes (previous and pin of the scid stage)"
+        )
 
 
 def _say_normalizer(model: PreTrainedModel, arguments: SFTArguments) -> None:

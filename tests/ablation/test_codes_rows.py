@@ -68,6 +68,21 @@ def test_rows_of_the_same_codes_share_one_training(run_dir, trainings):
     assert trainings.stages == ["sft", "scid", "sft"] and trainings.asked[1][1][5] == "8"
 
 
+def test_codes_that_were_made_from_other_bytes_are_made_anew(run_dir, trainings):
+    rows = {"Dual": {"scid": {}}}
+    run_table(arguments_of(run_dir, rows=rows))
+    more = rows | {"more": {"scid": {}, "dropout": 0.5}}
+    vectors = run_dir / "embeddings" / "items.parquet"
+    before = vectors.read_bytes()
+    vectors.write_bytes(before + b"made anew")  # under the same key
+    trainings.failing = {"scid"}
+    with pytest.raises(InputError, match="the training of codes ended with status 1"):
+        run_table(arguments_of(run_dir, rows=more))
+    vectors.write_bytes(before)
+    run_table(arguments_of(run_dir, rows=more))
+    assert trainings.stages == ["scid", "sft", "scid", "sft"]
+
+
 def test_a_failed_training_of_codes_is_named(run_dir, trainings):
     trainings.failing = {"scid"}
     with pytest.raises(InputError, match=r"_codes/.*: the training of codes ended with status 1"):
