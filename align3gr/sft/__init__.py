@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from align3gr.lazy import attach
 
 if TYPE_CHECKING:
-    from align3gr.sft.backbone import SmallLlamaConfig, add_dropout, make_backbone, small_llama
+    from align3gr.sft.backbone import SmallLlamaConfig, make_backbone, small_llama
+    from align3gr.sft.dropout import add_dropout
     from align3gr.sft.encoder_decoder import EncoderDecoderTrainer, encoder_decoder_rows
     from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
     from align3gr.sft.lora import LoRAArguments, add_lora, merge_adapter, save_adapter
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 __getattr__, __all__ = attach(
     __name__,
     {
-        "backbone": ("SmallLlamaConfig", "add_dropout", "make_backbone", "small_llama"),
+        "backbone": ("SmallLlamaConfig", "make_backbone", "small_llama"),
+        "dropout": ("add_dropout",),
         "encoder_decoder": ("EncoderDecoderTrainer", "encoder_decoder_rows"),
         "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
         "lora": ("LoRAArguments", "add_lora", "merge_adapter", "save_adapter"),

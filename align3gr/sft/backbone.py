@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,6 +24,7 @@ from align3gr.scid.embedding_init import resize_scid_embeddings
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.tokenization_scid import SCIDTokenizer, train_base_tokenizer
 from align3gr.scid.vocabulary import NORMALIZER_FIELD
+from align3gr.sft.dropout import add_dropout
 from align3gr.sft.lora import LoRAArguments, add_lora
 from align3gr.sft.pretrained import load_backbone
 from align3gr.sft.sft_arguments import SFTArguments
@@ -83,31 +82,6 @@ def small_llama(config: SmallLlamaConfig, tokenizer: PreTrainedTokenizerBase, se
     )
 
 
-def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Dropout on the embeddings and on what each block adds to the residual stream, in training mode only.
-
-    Llama has none but in the attention. Hooks leave the model's class and its saved form as they are.
-
-    Args:
-        model: a Llama or its kin.
-        probability: of a number to be dropped.
-    """
-    if not 0 <= probability < 1:
-        raise InputError(f"dropout must lie in [0, 1), got {probability}")
-    if probability == 0:
-        return
-
-    def drop(module: nn.Module, inputs: tuple, output):
-        if isinstance(output, tuple):
-            return (F.dropout(output[0], probability, module.training), *output[1:])
-        return F.dropout(output, probability, module.training)
-
-    model.get_input_embeddings().register_forward_hook(drop)
-    for layer in model.get_decoder().layers:
-        layer.self_attn.register_forward_hook(drop)
-        layer.mlp.register_forward_hook(drop)
-
-
 def make_backbone(
     arguments: SFTArguments,
     small: SmallLlamaConfig,
@@ -146,13 +120,12 @@ def make_backbone(
         tokenizer = SCIDTokenizer.from_base(base, item_sizes, user_sizes)
         if t5.encoder_decoder:
             shape = small.hidden_size, small.intermediate_size, small.num_layers, small.num_heads
-            model: Any = small_t5(*shape, tokenizer, t5, arguments.dropout, seed)
+            model: Any = small_t5(*shape, tokenizer, t5, seed)
         else:
             model = small_llama(small, tokenizer, seed)
         if arguments.embedding_init == "codebook":
             resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
-        if not t5.encoder_decoder:
-            add_dropout(model, arguments.dropout)
+        add_dropout(model, arguments.dropout)
         _say_normalizer(model, arguments)
         return model, tokenizer
     given = {**asdict(small), "dropout": arguments.dropout, "base_vocab_size": arguments.base_vocab_size}

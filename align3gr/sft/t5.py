@@ -87,23 +87,16 @@ def small_t5(
     num_heads: int,
     tokenizer: PreTrainedTokenizerBase,
     t5: T5Arguments,
-    dropout: float,
     seed: int,
 ) -> T5ForConditionalGeneration:
-    """A T5 with random weights for this tokenizer.
+    """A T5 with random weights for this tokenizer, without dropout; see `add_dropout`.
 
     Args:
         hidden_size, intermediate_size, num_layers, num_heads: width, feed-forward width, layers and heads.
         tokenizer: its pad token begins every answer, as in T5.
         t5: `decoder_layers` and `head_size` count.
-        dropout: T5's own, on embeddings, attention and blocks.
         seed: of the weights.
-
-    Raises:
-        InputError: dropout is no probability.
     """
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1), got {dropout}")
     torch.manual_seed(seed)
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -120,7 +113,7 @@ def small_t5(
             num_layers=num_layers,
             num_decoder_layers=t5.decoder_layers or num_layers,
             num_heads=num_heads,
-            dropout_rate=dropout,
+            dropout_rate=0.0,
             **special,
         )
     )

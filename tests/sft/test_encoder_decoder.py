@@ -29,8 +29,8 @@ from .conftest import ITEM_CODES, SEQUENCES, USER_CODES
 ITEMS = pl.DataFrame({"item_id": [f"i{row}" for row in range(8)], "title": [f"item {row}" for row in range(8)]})
 
 
-def make_t5(tokenizer, dropout=0.0):
-    return small_t5(16, 32, 1, 2, tokenizer, T5Arguments("t5"), dropout, seed=0)
+def make_t5(tokenizer):
+    return small_t5(16, 32, 1, 2, tokenizer, T5Arguments("t5"), seed=0)
 
 
 def trainer_of(tokenizer, folder, model=None, temperature=1.0, normalizer="vocabulary", validate=None, **training):
@@ -160,7 +160,7 @@ def test_it_learns_what_follows_what_and_recommends_it_from_its_folder(tmp_path)
     tokenizer = SCIDTokenizer.from_base(train_base_tokenizer(["item"], 300), [4, 6], [])
     prompts = PromptBuilder(tokenizer, 4, user_scid=False)
     sequences = [(np.arange(7) + start) % 24 for start in range(24)]
-    model = small_t5(32, 64, 1, 2, tokenizer, T5Arguments("t5"), 0.0, seed=0)
+    model = small_t5(32, 64, 1, 2, tokenizer, T5Arguments("t5"), seed=0)
     model.config.scid_normalizer = "catalogue"
     items = pl.DataFrame({"item_id": [f"i{row}" for row in range(24)], "title": ["item"] * 24})
     recommender = Recommender(model, tokenizer, items.with_columns(codes_column(codes)), prompt_builder=prompts)

@@ -17,18 +17,16 @@ def check(t5, lora=None, training=None, **options):
 
 def test_the_shape_is_the_one_asked_for(scid_tokenizer):
     t5 = T5Arguments("t5", decoder_layers=1, head_size=5)
-    model = small_t5(16, 24, 2, 3, scid_tokenizer, t5, dropout=0.2, seed=0)
+    model = small_t5(16, 24, 2, 3, scid_tokenizer, t5, seed=0)
     assert len(model.encoder.block) == 2 and len(model.decoder.block) == 1
     attention = model.encoder.block[0].layer[0].SelfAttention
     assert attention.q.weight.shape == (15, 16)  # 3 heads of 5
     assert model.encoder.block[0].layer[1].DenseReluDense.wi.weight.shape == (24, 16)
     assert model.get_input_embeddings().weight.shape == (len(scid_tokenizer), 16)
-    assert model.encoder.dropout.p == 0.2
+    assert model.config.dropout_rate == 0
     assert model.config.decoder_start_token_id == scid_tokenizer.pad_token_id
-    followed = small_t5(16, 24, 2, 4, scid_tokenizer, T5Arguments("t5"), dropout=0.0, seed=0)
+    followed = small_t5(16, 24, 2, 4, scid_tokenizer, T5Arguments("t5"), seed=0)
     assert len(followed.decoder.block) == 2 and followed.config.d_kv == 4
-    with pytest.raises(InputError, match="dropout"):
-        small_t5(16, 24, 2, 4, scid_tokenizer, T5Arguments("t5"), dropout=1.0, seed=0)
 
 
 def test_a_manifest_of_a_causal_model_does_not_know_of_t5():
