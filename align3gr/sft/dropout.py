@@ -24,7 +24,7 @@ def dropout(values: Tensor, probability: float) -> Tensor:
     """
     if values.device.type != "cpu":
         return functional.dropout(values, probability)
-    words = empty((values.numel() + 3) // 4, dtype=int64).random_(-(2**63), None)  # type: ignore[arg-type]
+    words = empty((values.numel() + 3) // 4, dtype=int64).random_(-(2**63), None)
     draws = words.view(int16)[: values.numel()].view(values.shape)  # uniform in [-32,768, 32,767]
     dropped = round(probability * _STEPS)
     kept = draws >= dropped - _STEPS // 2
