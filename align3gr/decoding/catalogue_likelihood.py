@@ -8,11 +8,12 @@ trained so; in `generate` the same is `SCIDLogitsProcessor` with `renormalize_lo
 """
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
@@ -73,17 +74,20 @@ class CatalogueLikelihood:
             InputError: something among the tokens is no SCID of the catalogue.
         """
         likelihood = self.to(logits.device)
-        trie, codes = likelihood.trie, likelihood._codes(tokens)
-        node = torch.zeros(len(tokens), dtype=torch.long, device=logits.device)
+        return likelihood._log_probs(lambda level: likelihood._columns(logits, level)[rows[:, level]], tokens)
+
+    def _log_probs(self, logits_at: Callable[[int], Tensor], tokens: Tensor) -> Tensor:
+        """As `log_probs`, of the logits `(scids, codes)` that a level's tokens have where they are predicted."""
+        trie, codes = self.trie, self._codes(tokens)
+        node = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         steps = []
-        for level, level_tokens in enumerate(likelihood._tokens):
+        for level, level_tokens in enumerate(self._tokens):
             children = trie.children(level, node[None])[0]  # (scids, fan)
             child_codes = trie.codes(level + 1, children)
             size = len(level_tokens)
-            possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=logits.device)
+            possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=tokens.device)
             possible.scatter_(1, child_codes.masked_fill(children < 0, size), True)
-            scores = likelihood._columns(logits, level).index_select(0, rows[:, level]).float()  # (scids, codes)
-            scores = scores.masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
+            scores = logits_at(level).float().masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
             steps.append(scores.gather(1, codes[:, level, None]))
             is_next = (children >= 0) & (child_codes == codes[:, level, None])
             node = children.masked_fill(~is_next, -1).amax(dim=-1)  # -1 from where on it is no prefix
@@ -105,23 +109,66 @@ class CatalogueLikelihood:
         Raises:
             InputError: labels hold a part of an SCID, or one that is not in the catalogue.
         """
-        likelihood = self.to(logits.device)
+        likelihood, flat = self.to(logits.device), logits.flatten(0, 1)
+        return likelihood._loss(
+            lambda rows, level: likelihood._columns(flat, level)[rows],
+            lambda rows: flat[rows],
+            labels,
+            num_items_in_batch,
+        )
+
+    def loss_of_states(
+        self, states: Tensor, head: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """`loss` without the logits that it does not look at: an SCID's token needs those of its level alone.
+
+        With 1,400 tokens and three levels of 256 codes that is a sixth of them, and a training step of a Llama of 0.3M
+        parameters takes a quarter less time on a CPU.
+
+        Args:
+            states: what the output embeddings are applied to.
+                Shape: `(batch, length, dim)`.
+            head: weight of the output embeddings, which have no bias.
+                Shape: `(vocabulary, dim)`.
+            labels, num_items_in_batch: as in `loss`.
+        """
+        likelihood, flat = self.to(states.device), states.flatten(0, 1)
+        return likelihood._loss(
+            lambda rows, level: linear(flat[rows], likelihood._rows(head, level)),
+            lambda rows: linear(flat[rows], head),
+            labels,
+            num_items_in_batch,
+        )
+
+    def _loss(
+        self,
+        of_level: Callable[[Tensor, int], Tensor],
+        of_all: Callable[[Tensor], Tensor],
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """The loss, of functions that give the logits at rows: those of a level's tokens, and all."""
         labels = torch.cat([torch.full_like(labels[:, :1], IGNORE), labels[:, 1:]], dim=1)  # the first has no logits
         labels = labels.flatten()
-        known = labels.clamp(0, len(likelihood._level_of) - 1)
-        level_of = likelihood._level_of[known].masked_fill((labels != known), -1)
+        known = labels.clamp(0, len(self._level_of) - 1)
+        level_of = self._level_of[known].masked_fill((labels != known), -1)
         levels = torch.arange(self.trie.levels, device=labels.device)
         places = (level_of == 0).nonzero() + levels  # (scids, levels)
         whole = len(places) == 0 or (int(places[-1, -1]) < len(labels) and bool((level_of[places] == levels).all()))
         if not whole or int((level_of >= 0).sum()) != places.numel():
             raise InputError("labels hold a part of an SCID; all of its tokens are labels, or none")
-        flat = logits.flatten(0, 1)
-        total = -likelihood.log_probs(flat, places - 1, labels[places]).sum()
+        predicting = places - 1
+        total = -self._log_probs(lambda level: of_level(predicting[:, level], level), labels[places]).sum()
         text = ((labels != IGNORE) & (level_of < 0)).nonzero()[:, 0]
         if len(text):
-            total = total + cross_entropy(flat[text - 1].float(), labels[text], reduction="sum")
+            total = total + cross_entropy(of_all(text - 1).float(), labels[text], reduction="sum")
         count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
+
+    def _rows(self, head: Tensor, level: int) -> Tensor:
+        """The rows of a level's tokens: a view where they are a range."""
+        first, tokens = self._first[level], self._tokens[level]
+        return head[first : first + len(tokens)] if first is not None else head.index_select(0, tokens)
 
     def _columns(self, logits: Tensor, level: int) -> Tensor:
         """The logits of a level's tokens: a view where they are a range, as they are in every tokenizer of ours."""

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Trainer
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, Trainer
 from trl import SFTTrainer
 
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
@@ -65,19 +67,32 @@ class SmallVocabularySFTTrainer(RecommendingSFTTrainer):
     vocabulary is large; with 2,000 tokens on a CPU it takes longer than the rest of the model, and the full logits
     are small. `entropy` and `mean_token_accuracy` are not logged.
 
+    Over a catalogue, a Llama's logits are computed only where a label looks at them.
+
     Args:
         likelihood: SCIDs are normalised over its catalogue; over the vocabulary where it is None.
     """
 
     def __init__(self, *args: Any, likelihood: CatalogueLikelihood | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._likelihood = likelihood
+        # Other classes may scale their logits or adapt the head, and a divided head is whole in the forward alone.
+        plain = type(self.accelerator.unwrap_model(self.model)) is LlamaForCausalLM
+        self._from_states = plain and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         if likelihood is not None:
+            self.compute_loss_func = self._catalogue_loss
 
-            def loss(outputs, labels, num_items_in_batch=None):
-                return likelihood.loss(outputs.logits, labels, num_items_in_batch)
-
-            self.compute_loss_func = loss
+    def _catalogue_loss(
+        self: Any, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        if not self._from_states:
+            return self._likelihood.loss(outputs.logits, labels, num_items_in_batch)
+        head = self.accelerator.unwrap_model(self.model).lm_head.weight
+        return self._likelihood.loss_of_states(outputs.hidden_states[-1], head, labels, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["use_cache"] = False
+        if self._likelihood is not None and self._from_states:
+            inputs["output_hidden_states"] = True
+            inputs["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=inputs["input_ids"].device)
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)

@@ -100,6 +100,25 @@ def test_the_loss_is_the_mean_over_labels(tiny_model, truth):
     assert likelihood.loss(logits, labels, 5).item() == 0.0
 
 
+@pytest.mark.parametrize("level_tokens", [LEVEL_TOKENS, LEVEL_TOKENS.flip(1)], ids=["ranges", "scattered"])
+def test_the_loss_of_states_is_that_of_all_their_logits(level_tokens):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 6, 8, generator=generator, requires_grad=True)
+    head = torch.randn(60, 8, generator=generator, requires_grad=True)
+    rows = [level_tokens[torch.arange(3), CODES[item]].tolist() for item in (4, 11, 29)]
+    labels = torch.tensor([[-100, *rows[0], 3, -100], [*[-100] * 3, *rows[1]]])  # with a word behind an SCID
+    likelihood = CatalogueLikelihood(TRIE, level_tokens)
+    expected = likelihood.loss(states @ head.T, labels, 5)
+    found = likelihood.loss_of_states(states, head, labels, 5)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    gradients = [torch.autograd.grad(loss, [states, head]) for loss in (expected, found)]
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    labels[1, 4] = -100
+    with pytest.raises(InputError, match="a part of an SCID"):
+        likelihood.loss_of_states(states, head, labels)
+
+
 def test_only_logits_of_the_catalogue_get_gradients():
     logits = torch.randn(1, 4, 60, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([[-100, *TOKENS[5].tolist()]])

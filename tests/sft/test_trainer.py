@@ -76,6 +76,29 @@ def test_over_the_catalogue_the_first_loss_is_that_of_a_guess_among_its_items(to
     assert losses[-1] < guess / 3
 
 
+def test_a_llama_trains_without_its_logits_as_with_them(tokenizer, tmp_path, monkeypatch):
+    asked = []
+
+    class WithLogits(SmallVocabularySFTTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            assert self._from_states
+            self._from_states = False
+
+    def spy(self, *args, original=CatalogueLikelihood.loss_of_states):
+        asked.append(args)
+        return original(self, *args)
+
+    monkeypatch.setattr(CatalogueLikelihood, "loss_of_states", spy)
+    options = {"likelihood": catalogue(tokenizer), "per_device_train_batch_size": 3}
+    losses, model = train(SmallVocabularySFTTrainer, tokenizer, tmp_path, **options)
+    assert len(asked) == 3
+    expected, other = train(WithLogits, tokenizer, tmp_path, **options)
+    assert len(asked) == 3 and losses == pytest.approx(expected, abs=1e-6)
+    for value, reference in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalizer", ["vocabulary", "catalogue"])
 def test_accumulating_small_batches_is_one_large_batch(tokenizer, tmp_path, normalizer):
     likelihood = catalogue(tokenizer) if normalizer == "catalogue" else None
