@@ -1,8 +1,8 @@
-"""A loss that is no number stops a training before it reaches the weights, with the batch on disk."""
+"""A loss or gradient that is no number stops a training before it reaches the weights, with the batch on disk."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,37 +15,52 @@ NONFINITE = "nonfinite-batch"
 
 
 class FiniteLoss:
-    """A part of a Trainer: it checks the loss of every batch before the optimiser takes its step.
+    """A part of a Trainer: it checks the loss of every batch, and the gradient of every step before it is taken.
 
     A Trainer by itself goes on with a loss of nan, shows the last finite one in its log
-    (`logging_nan_inf_filter`), and saves the ruined weights. Here the last checkpoint stays the last good state.
+    (`logging_nan_inf_filter`), and saves the ruined weights; so it does with a gradient of nan, whose loss may have
+    been finite. Here the last checkpoint stays the last good state.
 
     The processes of a launch stop together: one that went on alone would take the step with the others' gradients,
     and might save what comes of it.
 
     Raises:
-        InputError: in training, the loss of a batch is nan or infinite in some process. `output_dir` then holds the
-            batch as it came from the collator (`nonfinite-batch.safetensors`, `nonfinite-batch-1.safetensors` in
-            process 1) and the step (`nonfinite-batch.json`).
+        InputError: in training, the loss of a batch or the norm of a gradient is nan or infinite in some process.
+            `output_dir` then holds the batch as it came from the collator, of a gradient the last one of its step
+            (`nonfinite-batch.safetensors`, `nonfinite-batch-1.safetensors` in process 1), and the step
+            (`nonfinite-batch.json`).
     """
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> "Tensor":
         loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        values = self.accelerator.gather(loss.detach().reshape(1)).tolist() if self.args.world_size > 1 else [loss]
-        ruined = [process for process, value in enumerate(values) if not math.isfinite(value)]
-        if ruined:
-            step, rate = self.state.global_step + 1, float(self.optimizer.param_groups[0]["lr"])
-            folder, process, value = Path(self.args.output_dir), ruined[0], float(values[ruined[0]])
-            if self.args.process_index in ruined:
-                own = float(values[self.args.process_index])
-                facts = {"step": step, "loss": str(own), "learning_rate": rate, "process": self.args.process_index}
-                _keep(folder / _name(self.args.process_index), inputs, facts)
-            self.accelerator.wait_for_everyone()  # the first to end takes the others with it
-            raise InputError(
-                f"learning_rate: the loss of step {step} is {value} at a rate of {rate:.2g}; lower it or "
-                f"max_grad_norm, or train without bf16; the batch is kept in {folder / _name(process)}.safetensors"
-            )
+        self._last_batch = inputs
+        several = self.args.world_size > 1
+        self._check_finite("loss", self.accelerator.gather(loss.detach().reshape(1)).tolist() if several else [loss])
         return loss
+
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        """Private to Trainer, which computes the norm in any case between the backward pass and the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        # In fp16 the scaler looks for such gradients itself, and leaves the step out.
+        if norm is not None and not self.args.fp16:
+            self._check_finite("gradient", [norm] * self.args.world_size)  # of all processes together
+        return norm
+
+    def _check_finite(self: Any, what: str, values: Sequence[Any]) -> None:
+        """Keeps the batch and ends the training where the value of some process is no number."""
+        ruined = [process for process, value in enumerate(values) if not math.isfinite(value)]
+        if not ruined:
+            return
+        step, rate = self.state.global_step + 1, float(self.optimizer.param_groups[0]["lr"])
+        folder, own, first = Path(self.args.output_dir), self.args.process_index, ruined[0]
+        if own in ruined:
+            facts = {"step": step, what: str(float(values[own])), "learning_rate": rate, "process": own}
+            _keep(folder / _name(own), self._last_batch, facts)
+        self.accelerator.wait_for_everyone()  # the first to end takes the others with it
+        raise InputError(
+            f"learning_rate: the {what} of step {step} is {float(values[first])} at a rate of {rate:.2g}; lower it or "
+            f"max_grad_norm, or train without bf16; the batch is kept in {folder / _name(first)}.safetensors"
+        )
 
 
 def _name(process: int) -> str:

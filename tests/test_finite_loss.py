@@ -57,9 +57,33 @@ def test_the_batch_is_kept_and_the_weights_are_those_of_the_step_before(tmp_path
     assert trainer.model.weight.item() == pytest.approx(0.9)  # one step of AdamW
 
 
+class Root(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, part):
+        return {"loss": (self.weight * x).abs().sqrt().mean()}  # 0 has a root, which has no slope
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_is_seen_behind_a_finite_loss_also_in_the_last_step(max_grad_norm, tmp_path):
+    options = {"save_steps": 1, "train_sampling_strategy": "sequential", "lr_scheduler_type": "constant"}
+    settings = arguments(tmp_path, max_steps=2, max_grad_norm=max_grad_norm, **options)
+    trainer = CheckedTrainer(Root(), settings, collate, [1.0, 4.0, 0.0, 1.0])
+    with pytest.raises(InputError, match=r"learning_rate: the gradient of step 2 is nan at a rate of 0\.1; lower it"):
+        trainer.train()
+    assert load_file(tmp_path / "nonfinite-batch.safetensors")["x"].tolist() == [0.0, 1.0]
+    facts = json.loads((tmp_path / "nonfinite-batch.json").read_text())
+    assert facts == {"step": 2, "gradient": "nan", "learning_rate": 0.1, "process": 0}
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert trainer.model.weight.item() == pytest.approx(0.9)
+
+
 def test_every_trainer_of_the_stages_checks():
     for trainer in (RecommendingSFTTrainer, EncoderDecoderTrainer, SoftmaxDPOTrainer, DualSCIDTrainer, DINTrainer):
         assert trainer.training_step is FiniteLoss.training_step
+        assert trainer._get_grad_norm is FiniteLoss._get_grad_norm
 
 
 def test_a_stage_that_ends_so_keeps_its_folder_and_says_so_once(smoke_run, tmp_path, run_stage):
