@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _check_values(options: Any) -> None:
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Runs a recipe; wrong input, and a full disk, end with one line and status 2."""
+    """Runs a recipe, with what it logs for a person."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "filelock", "fsspec", "urllib3", "accelerate", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -103,9 +104,16 @@ def run_recipe(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
     if not is_watched():
         silence_bars()
-    try:
+    with one_line_ends():
         main()
         leave()
+
+
+@contextmanager
+def one_line_ends() -> Iterator[None]:
+    """Wrong input, a full disk and Ctrl-C end the process with one line and a status; a defect keeps its traceback."""
+    try:
+        yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -113,18 +121,14 @@ def run_recipe(main: Callable[[], None]) -> None:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if (full := full_disk(error)) is None:
+        if (full := _full_disk(error)) is None:
             raise
-        print(f"error: {full}; free some space, the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"error: {full}; free some space and start the same command again", file=sys.stderr)
         sys.exit(2)
 
 
-def full_disk(error: BaseException | None) -> str | None:
-    """What a library says where it could not write for want of space, whatever it made of the system's error.
-
-    Args:
-        error: what ended the command; what it came from is looked at, too.
-    """
+def _full_disk(error: BaseException | None) -> str | None:
+    """What a library says where it could not write for want of space, whatever it made of the system's error."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if number in (ENOSPC, EFBIG, EDQUOT) or any(os.strerror(no) in str(error) for no in (ENOSPC, EFBIG, EDQUOT)):

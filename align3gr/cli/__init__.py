@@ -14,7 +14,7 @@ from align3gr.cli.results import write_results
 from align3gr.errors import InputError
 from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_folder
 from align3gr.progress import is_watched, silence_bars
-from align3gr.recipe import full_disk, read_config, split_assignments
+from align3gr.recipe import one_line_ends, read_config, split_assignments
 from align3gr.serving.settings import ServerSettings
 from align3gr.suggestions import did_you_mean
 
@@ -23,19 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `align3gr` command."""
     if not is_watched():
         silence_bars()
-    try:
+    with one_line_ends():
         sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if (full := full_disk(error)) is None:
-            raise
-        print(f"error: {full}; free some space and start the same command again", file=sys.stderr)
-        sys.exit(2)
 
 
 def _run(arguments: list[str]) -> int:

@@ -107,13 +107,15 @@ def scatter_chart(points: np.ndarray, groups: np.ndarray, names: Sequence[str], 
     """
     low, high = points.min(0), points.max(0)
     placed = (points - low) / np.maximum(high - low, 1e-9) * (WIDTH - 20, height - 20) + 10
-    colours = [_OTHERS, *_cycle(len(names))]
-    drawn = []
-    for group, colour in enumerate(colours, start=-1):
+    drawn, legend = [], {}
+    for group, (name, colour) in enumerate(
+        zip([others, *names], [_OTHERS, *_cycle(len(names))], strict=True), start=-1
+    ):
         dots = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in placed[groups == group])
         if dots:
             drawn.append(f'<path class="dots" stroke="{colour}" d="{dots}"/>')
-    return _svg(drawn, height) + _legend([others, *names], colours)
+            legend[name] = colour
+    return _svg(drawn, height) + _legend(legend, list(legend.values()))
 
 
 def _finite(points: Line) -> list[tuple[float, float]]:

@@ -51,6 +51,7 @@ def test_every_point_of_a_map_is_drawn_in_the_colour_of_its_group():
     assert list(paths.values()) == ["M340 10h0", "M10 10h0M670 110h0", "M10 110h0"]
     legend = dict(re.findall(r'background:(#\w+)"></i>([^<]*)<', drawn))
     assert [legend[colour] for colour in paths] == ["others", "code 7", "code 9"]
+    assert "others" not in scatter_chart(points, np.array([0, 0, 1, 1]), ["code 7", "code 9"], "others")
 
 
 def test_names_are_escaped():
