@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from align3gr.sft.fine_tuning import make_trainer, read_user_codes, recommending_validation, write_log
     from align3gr.sft.lora import LoRAArguments, add_lora, merge_adapter, save_adapter
     from align3gr.sft.mixture import TaskTemplates, parse_tasks, task_rows
-    from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows, windows
+    from align3gr.sft.objectives import every_item_rows, prefix_lm_rows, prefix_rows, tree_rows, windows
     from align3gr.sft.pretrained import load_backbone
     from align3gr.sft.row_checks import check_rows
     from align3gr.sft.rows import training_rows
@@ -31,7 +31,7 @@ __getattr__, __all__ = attach(
         "fine_tuning": ("make_trainer", "read_user_codes", "recommending_validation", "write_log"),
         "lora": ("LoRAArguments", "add_lora", "merge_adapter", "save_adapter"),
         "mixture": ("TaskTemplates", "parse_tasks", "task_rows"),
-        "objectives": ("every_item_rows", "prefix_rows", "tree_rows", "windows"),
+        "objectives": ("every_item_rows", "prefix_lm_rows", "prefix_rows", "tree_rows", "windows"),
         "pretrained": ("load_backbone",),
         "row_checks": ("check_rows",),
         "sft_arguments": ("SFTArguments",),

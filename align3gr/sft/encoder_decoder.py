@@ -1,13 +1,14 @@
 """Fine-tuning an encoder-decoder: the prompt goes into the encoder, the response is what the decoder learns."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, pad
-from transformers import DataCollatorForSeq2Seq, Trainer
+from transformers import DataCollatorForSeq2Seq, T5ForConditionalGeneration, Trainer
 
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.finite_loss import FiniteLoss
@@ -44,6 +45,16 @@ class EncoderDecoderCollator(DataCollatorForSeq2Seq):
         return super().__call__(padded, return_tensors)
 
 
+@contextmanager
+def _headless(model: T5ForConditionalGeneration) -> Iterator[torch.nn.Linear]:
+    """Takes the output embeddings off a T5, and gives them back afterwards."""
+    head, model.lm_head = model.lm_head, torch.nn.Identity()
+    try:
+        yield head
+    finally:
+        model.lm_head = head
+
+
 class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
     """transformers' `Trainer` with the loss over the catalogue or at a temperature, and validation by recommending.
 
@@ -61,13 +72,20 @@ class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
         super().__init__(*args, **kwargs)
         self._likelihood = likelihood
         self._temperature = temperature
+        # Others may scale their logits or have a bias, and a divided head is whole in the forward alone.
+        plain = type(self.accelerator.unwrap_model(self.model)) is T5ForConditionalGeneration
+        divided = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self._from_states = likelihood is not None and plain and not divided
         # A loss of this kind gets the number of labels of a whole step: answers of several tasks differ in length, and
         # a mean of means would depend on how many batches and processes a step is cut into.
         self.compute_loss_func = self._loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs["use_cache"] = False
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self._from_states:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with _headless(self.accelerator.unwrap_model(model)) as self._head:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -77,6 +95,8 @@ class EncoderDecoderTrainer(RecommendingEvaluation, FiniteLoss, Trainer):
         if self._likelihood is not None:
             # A causal LM's label is predicted one place before it, a decoder's at its own place.
             logits, labels = pad(logits, (0, 0, 0, 1)), pad(labels, (1, 0), value=IGNORE)
+            if self._from_states:  # without a head a T5 gives what its head would be applied to
+                return self._likelihood.loss_of_states(logits, self._head.weight, labels, num_items_in_batch)
             return self._likelihood.loss(logits, labels, num_items_in_batch)
         count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         total = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")

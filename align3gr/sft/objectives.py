@@ -1,10 +1,13 @@
-"""Three objectives of sequential item prediction, as rows `{input_ids, labels}` from the train sequences.
+"""Four objectives of sequential item prediction, as rows `{input_ids, labels}` from the train sequences.
 
 - `prefix`, the paper's: one sample a position, `header + latest items + suffix + item`.
 - `tree`: the same loss and gradients from fewer tokens. The samples of a user share the beginning of their history: a
   row holds it once, as a trunk, and each sample is a branch `suffix + item` that sees the trunk up to its position.
 - `every_item`: one sequence with the loss on every item, for templates that put nothing between history and answer.
   The fewest tokens; behind `max_history` an item is predicted from part of what a prompt holds.
+- `prefix_lm`, for encoder-decoders (Raffel et al. 2020): sequences are cut at random, the encoder reads what is in
+  front of a cut, the decoder learns the items up to the next one. An encoder reads each history anew, so this is how
+  it learns several items from one reading.
 
 A user's SCID stands in the header. Where it depends on the position (it must not be made from the item to come), the
 positions behind one SCID are a stretch, and nothing is shared across stretches.
@@ -22,6 +25,8 @@ from align3gr.sft.dataset import BRANCH_SEEN, BRANCH_STARTS, IGNORE, dataset_of,
 
 # More would save more headers, and pay for it with attention that is computed and masked.
 LONG_HISTORIES_A_ROW = 2
+# Items that an encoder-decoder learns from one reading of a history: more are padding in most rows.
+ITEMS_AN_ANSWER = 5
 
 
 class PositionCodes(Protocol):
@@ -112,6 +117,33 @@ def prefix_rows(
             for position in range(first, end):
                 history = items[max(0, position - prompts.max_history) : position]
                 yield plain_row(header, history, prompts.suffix, items[position])
+
+    return dataset_of(rows(), ["input_ids", "labels"])
+
+
+def prefix_lm_rows(
+    prompts: PromptBuilder,
+    train_sequences: Sequence[np.ndarray],
+    user_codes: np.ndarray | PositionCodes | None,
+    item_codes: np.ndarray,
+    rng: np.random.Generator,
+) -> Dataset:
+    """Rows `{input_ids, labels}` with prompts that up to `ITEMS_AN_ANSWER` SCIDs follow: the items that came next.
+
+    Each item that has a history is learnt once. Where the sequence is cut is drawn, so that each item follows its
+    prompt directly, as in use, in about one of `ITEMS_AN_ANSWER` passes.
+
+    Args:
+        prompts, train_sequences, user_codes, item_codes: as of [`every_item_rows`].
+        rng: draws the cuts.
+    """
+
+    def rows() -> Iterator[tuple[np.ndarray, ...]]:
+        for header, items, first, end in _stretches(prompts, train_sequences, user_codes, item_codes):
+            cuts = range(first - int(rng.integers(ITEMS_AN_ANSWER)), end, ITEMS_AN_ANSWER)
+            for start, stop in ((max(cut, first), min(cut + ITEMS_AN_ANSWER, end)) for cut in cuts):
+                history = items[max(0, start - prompts.max_history) : start]
+                yield plain_row(header, history, prompts.suffix, items[start:stop])
 
     return dataset_of(rows(), ["input_ids", "labels"])
 

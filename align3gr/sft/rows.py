@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from align3gr.errors import InputError
 from align3gr.scid.prompts import PromptBuilder
 from align3gr.sft.mixture import TaskTemplates, task_rows
-from align3gr.sft.objectives import every_item_rows, prefix_rows, tree_rows
+from align3gr.sft.objectives import every_item_rows, prefix_lm_rows, prefix_rows, tree_rows
 from align3gr.sft.returns import with_returns
 from align3gr.sft.tasks import SequentialItemPrediction, Task, TaskData
 
@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, Callable[..., Dataset]] = {
     "every_item": every_item_rows,
     "prefix": prefix_rows,
     "tree": tree_rows,
+    "prefix_lm": prefix_lm_rows,
 }
 
 
@@ -49,7 +50,8 @@ def training_rows(
         tasks: weights: passes over a task, see `align3gr.sft.tasks`. For sequential item prediction a pass is the
             objective over all train positions; fractions keep a random part of its rows.
         templates: of all tasks.
-        objective: "every_item", "prefix" or "tree", see `align3gr.sft.objectives`.
+        objective: "every_item", "prefix", "tree" or "prefix_lm", see `align3gr.sft.objectives`. A pass of the last one
+            is drawn anew.
         rephrased: passes over sequential item prediction with the other templates than that of `prompts`.
         returns: passes over the sequences with returns put in (see `align3gr.sft.returns`), with the same objective.
         shuffled: passes over the sequences in another random order each, with the same objective: what a user likes
@@ -66,13 +68,20 @@ def training_rows(
     for name, passes in (("rephrased", rephrased), ("returns", returns), ("shuffled", shuffled)):
         if not 0 <= passes < math.inf:
             raise InputError(f"{name}: got {passes}, expected 0 or more passes")
+    random = objective == "prefix_lm"
+
+    def make(sequences: Sequence[np.ndarray], codes: Any, rng: np.random.Generator) -> Dataset:
+        drawn = {"rng": rng} if random else {}
+        return OBJECTIVES[objective](prompts, sequences, codes, item_codes, **drawn)
+
     parts = []
     for task, weight in tasks.items():
         rng = np.random.default_rng([seed, *task.name.encode()])
         if task is SequentialItemPrediction:
-            rows = OBJECTIVES[objective](prompts, data.sequences, data.user_codes, item_codes)
-            logger.info("task %s: %d rows, objective %s", task.name, len(rows), objective)
-            parts.append(_weighted(rows, weight, rng))
+            for passes in _single_passes(weight) if random else (weight,):
+                rows = make(data.sequences, data.user_codes, rng)
+                logger.info("task %s: %d rows, objective %s", task.name, len(rows), objective)
+                parts.append(_weighted(rows, passes, rng))
         else:
             drawn = templates.of(task, tokenizer)
             parts.append(task_rows(data, task, drawn, tokenizer, weight, max_length, rng))
@@ -88,20 +97,29 @@ def training_rows(
     codes = data.user_codes.full if data.user_codes is not None and data.user_codes.same_everywhere else None
     if returns:
         rng = np.random.default_rng([seed, 2])
-        again = OBJECTIVES[objective](prompts, with_returns(data.sequences, rng), codes, item_codes)
-        parts.append(_weighted(again, returns, rng))
-        logger.info("returns put in: %d rows", len(parts[-1]))
+        for passes in _single_passes(returns) if random else (returns,):
+            again = make(with_returns(data.sequences, rng), codes, rng)
+            parts.append(_weighted(again, passes, rng))
+            logger.info("returns put in: %d rows", len(parts[-1]))
     if shuffled:
         rng = np.random.default_rng([seed, 3])
-        for done in range(math.ceil(shuffled)):
-            orders = [rng.permutation(sequence) for sequence in data.sequences]
-            again = OBJECTIVES[objective](prompts, orders, codes, item_codes)
-            parts.append(_weighted(again, min(1.0, shuffled - done), rng))
+        for passes in _single_passes(shuffled):
+            again = make([rng.permutation(sequence) for sequence in data.sequences], codes, rng)
+            parts.append(_weighted(again, passes, rng))
             logger.info("in random order: %d rows", len(parts[-1]))
     rows = concatenate_datasets(parts)
     if not len(rows):
         raise InputError("train: no user has two train items, so there is nothing to predict")
     return rows
+
+
+def _single_passes(passes: float) -> list[float]:
+    """A number of passes as whole ones and a part of one.
+
+    >>> _single_passes(2.5)
+    [1.0, 1.0, 0.5]
+    """
+    return [min(1.0, passes - done) for done in range(math.ceil(passes))]
 
 
 def _weighted(rows: Dataset, weight: float, rng: np.random.Generator) -> Dataset:

@@ -40,7 +40,10 @@ class SFTArguments:
     templates: str = field(default="compact", metadata={"help": "natural, compact, or a YAML file of your own."})
     objective: str = field(
         default="every_item",
-        metadata={"help": "How sequences are learnt, see docs/sft.md.", "choices": list(OBJECTIVES)},
+        metadata={
+            "help": "How sequences are learnt, see docs/sft.md; prefix_lm is for architecture t5.",
+            "choices": list(OBJECTIVES),
+        },
     )
     rephrased: float = field(
         default=0.0, metadata={"help": "Passes over one position a user with the other sequential templates."}

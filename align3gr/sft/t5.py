@@ -11,6 +11,7 @@ from align3gr.errors import InputError
 from align3gr.sft.lora import LoRAArguments
 from align3gr.sft.sft_arguments import SFTArguments
 
+ENCODER_OBJECTIVES = ("prefix", "prefix_lm")
 # Options of `SFTConfig` beyond those of the Trainer that count here too.
 _SHARED_OPTIONS = {"max_length", "pad_to_multiple_of"}
 
@@ -54,6 +55,10 @@ class T5Arguments:
             InputError: one is.
         """
         if not self.encoder_decoder:
+            if arguments.objective == ENCODER_OBJECTIVES[1]:
+                raise InputError(
+                    "objective: prefix_lm is for architecture t5; a causal LM learns all items with every_item or tree"
+                )
             for option in fields(self):
                 if getattr(self, option.name) != option.default:
                     raise InputError(f"{option.name}: applies to architecture t5 only; leave it out")
@@ -66,10 +71,10 @@ class T5Arguments:
             raise InputError(f"loss_temperature: got {self.loss_temperature}, expected more than 0")
         if arguments.base_model is not None and (self.decoder_layers or self.head_size):
             raise InputError("decoder_layers, head_size: base_model has a shape of its own; leave them out")
-        if arguments.objective != "prefix":
+        if arguments.objective not in ENCODER_OBJECTIVES:
             raise InputError(
                 f"objective: got '{arguments.objective}', but an encoder reads each history as a whole; with "
-                "architecture t5 set objective: prefix"
+                f"architecture t5 set objective: {' or '.join(ENCODER_OBJECTIVES)}"
             )
         if lora.use_lora:
             raise InputError("use_lora: adapters are for causal LMs; with architecture t5 set use_lora: false")

@@ -117,6 +117,24 @@ def test_the_loss_over_the_catalogue_is_what_the_search_scores(scid_tokenizer, t
     assert found.scores.exp().sum(1).tolist() == pytest.approx([1.0] * 4, rel=1e-5)
 
 
+def test_it_trains_without_its_logits_as_with_them(scid_tokenizer, tmp_path):
+    trainer, _ = trainer_of(scid_tokenizer, tmp_path, normalizer="catalogue", temperature=0.7)
+    batch = batch_of(trainer, scid_tokenizer)
+
+    def gradients(from_states):
+        trainer._from_states = from_states
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+        found = {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
+        trainer.model.zero_grad()
+        return found
+
+    assert trainer._from_states
+    head, without, whole = trainer.model.lm_head, gradients(True), gradients(False)
+    assert trainer.model.lm_head is head and set(without) == set(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(without[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_accumulated_batches_train_like_one(scid_tokenizer, tmp_path):
     def trained(**options):
         trainer, _ = trainer_of(scid_tokenizer, tmp_path, learning_rate=1e-2, optim="sgd", **options)

@@ -3,7 +3,17 @@ import pytest
 import torch
 
 from align3gr.scid import PromptBuilder, SCIDTokenizer, train_base_tokenizer
-from align3gr.sft import SmallLlamaConfig, UserCodes, every_item_rows, prefix_rows, small_llama, tree_rows, windows
+from align3gr.sft import (
+    SmallLlamaConfig,
+    UserCodes,
+    every_item_rows,
+    prefix_lm_rows,
+    prefix_rows,
+    small_llama,
+    tree_rows,
+    windows,
+)
+from align3gr.sft.objectives import ITEMS_AN_ANSWER
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +140,28 @@ def test_items_stand_behind_the_codes_of_their_position(tokenizer, rows_of):
 def test_sequences_without_a_history_give_no_rows(tokenizer, rows_of):
     rows = rows_of(PromptBuilder(tokenizer), [np.array([1]), np.array([], dtype=np.int64)], None, ITEMS)
     assert len(rows) == 0 and {"input_ids", "labels"} <= set(rows.column_names)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 23])
+def test_an_answer_holds_what_came_next_and_each_item_is_learnt_once(tokenizer, length):
+    prompts = PromptBuilder(tokenizer, max_history=4, user_scid=False)
+    item_codes = np.array(np.divmod(np.arange(9), 3)).T
+    sequence = np.random.default_rng(0).integers(9, size=length)
+    passes = 400
+    direct = np.zeros(length)
+    for seed in range(passes):
+        rows = prefix_lm_rows(prompts, [sequence], None, item_codes, np.random.default_rng(seed))
+        position = 1
+        for row in rows:
+            direct[position] += 1
+            start = len(row["labels"]) - sum(label != -100 for label in row["labels"])
+            assert row["input_ids"][:start] == prompts.prompt(None, item_codes[sequence[:position]])
+            end = position + (len(row["labels"]) - start) // 2
+            assert 1 <= end - position <= ITEMS_AN_ANSWER
+            assert row["labels"][start:] == [
+                token for item in sequence[position:end] for token in prompts.completion(item_codes[item])
+            ]
+            position = end
+        assert position == length
+    if length > 2:  # the first one always, every other one as often as the next
+        assert direct[1] == passes and direct[2:] == pytest.approx(passes / ITEMS_AN_ANSWER, rel=0.4)

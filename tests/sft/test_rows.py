@@ -35,6 +35,19 @@ def test_weights_repeat_or_thin_out(task_data, scid_tokenizer):
     assert len(more) == 10 and as_set(more) >= as_set(once) + as_set(once)
 
 
+def test_cuts_are_drawn_anew_in_each_pass(task_data, scid_tokenizer):
+    task_data.sequences = [np.arange(8), np.array([3, 4, 3]), np.array([5])]
+    options = {"objective": "prefix_lm", "returns": 3, "shuffled": 2, "seed": 1}
+    rows = rows_of(task_data, scid_tokenizer, ["sequential=40"], **options)
+    assert as_set(rows) == as_set(rows_of(task_data, scid_tokenizer, ["sequential=40"], **options))
+    ordered = np.array([*scid_tokenizer.scid.item_ids(ITEM_CODES)]).tolist()
+    starts = Counter()  # of the first user's answers
+    for row in rows_of(task_data, scid_tokenizer, ["sequential=40"], objective="prefix_lm"):
+        answer = [label for label in row["labels"] if label != -100][:2]
+        starts[ordered.index(answer)] += 1
+    assert set(starts) == set(range(1, 8)) and starts[1] >= 40
+
+
 def test_a_small_weight_keeps_at_least_a_row(task_data, scid_tokenizer):
     assert len(rows_of(task_data, scid_tokenizer, ["sequential=0.001"])) == 1
 

@@ -47,7 +47,12 @@ def test_a_manifest_of_a_causal_model_does_not_know_of_t5():
         (T5Arguments("t5", decoder_layers=-1), {}, "decoder_layers, head_size: got -1"),
         (T5Arguments("t5", loss_temperature=0.0), {}, "loss_temperature: got 0.0"),
         (T5Arguments("t5", head_size=8), {"base_model": "t5-small"}, "base_model has a shape of its own"),
-        (T5Arguments("t5"), {"objective": "every_item"}, "objective: got 'every_item'.* set objective: prefix"),
+        (
+            T5Arguments("t5"),
+            {"objective": "every_item"},
+            "objective: got 'every_item'.* set objective: prefix or prefix_lm",
+        ),
+        (T5Arguments(), {"objective": "prefix_lm"}, "objective: prefix_lm is for architecture t5"),
         (T5Arguments("t5"), {"lora": LoRAArguments(use_lora=True)}, "use_lora: adapters are for causal LMs"),
         (T5Arguments("t5"), {"training": {"packing": True}}, "packing: got True, it applies to causal LMs only"),
     ],
@@ -59,7 +64,7 @@ def test_options_that_have_no_effect_are_refused(t5, options, message):
 
 def test_what_goes_together_is_accepted():
     check(T5Arguments("t5", 1, 8, 0.8), training={"max_length": 64, "pad_to_multiple_of": 8})
-    check(T5Arguments("t5"), base_model="t5-small")
+    check(T5Arguments("t5"), base_model="t5-small", objective="prefix_lm")
     check(T5Arguments(), objective="every_item", training={"packing": True})
 
 
