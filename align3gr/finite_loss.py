@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number stops a training before it reaches the weights, with the batch on disk."""
+"""A loss or gradient that is no number stops a training before weights of it are saved, with the batch on disk."""
 
 import json
 import math

@@ -28,8 +28,12 @@ STEPS = {"max_steps": 4, "gradient_accumulation_steps": 2, "optim": "sgd", "max_
 STEPS |= {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "validation_users": 9}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_take_the_steps_of_one(way, smoke_run, run_stage, tmp_path):
+@pytest.mark.parametrize(
+    ("way", "config"), [*((way, "cpu_ddp") for way in WAYS), ("tree", "zero2"), ("t5", "zero2"), ("t5", "zero3")]
+)
+def test_two_processes_take_the_steps_of_one(way, config, smoke_run, run_stage, tmp_path):
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs deepspeed: pip install -c constraints.txt -e '.[deepspeed]'")
     for name in ("one", "two", "start"):
         for folder in ("data", "scid"):
             shutil.copytree(smoke_run / folder, tmp_path / name / folder)
@@ -38,7 +42,7 @@ def test_two_processes_take_the_steps_of_one(way, smoke_run, run_stage, tmp_path
     run_stage("sft", tmp_path / "start", per_device_train_batch_size=8, learning_rate=1e-12, **options)
     words = [word for name, value in options.items() if name != "tasks" for word in (f"--{name}", value)]
     words += ["--tasks", *TASKS, "--per_device_train_batch_size", 4, "--learning_rate", 0.1]
-    command = [*launch_command("cpu_ddp"), ROOT / "recipes/sft.py", *words, "--run_dir", tmp_path / "two"]
+    command = [*launch_command(config), ROOT / "recipes/sft.py", *words, "--run_dir", tmp_path / "two"]
     status, printed = run(command, tmp_path / "output.txt")
     assert status == 0, printed[-3000:]
     assert read_manifest(tmp_path / "two" / "sft")["processes"] == 2
