@@ -34,6 +34,13 @@ class T5Arguments:
     head_size: int = field(
         default=0, metadata={"help": "T5 from scratch: width of an attention head; 0 takes hidden_size / num_heads."}
     )
+    initializer_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "T5 from scratch: scale of the first weights; 1 is T5's, whose embeddings of deviation 1 Adam takes "
+            "long to move."
+        },
+    )
     loss_temperature: float = field(
         default=1.0,
         metadata={"help": "T5: divides the logits in training (LETTER's ranking-guided loss); 1 is plain likelihood."},
@@ -69,8 +76,12 @@ class T5Arguments:
             )
         if self.loss_temperature <= 0:
             raise InputError(f"loss_temperature: got {self.loss_temperature}, expected more than 0")
-        if arguments.base_model is not None and (self.decoder_layers or self.head_size):
-            raise InputError("decoder_layers, head_size: base_model has a shape of its own; leave them out")
+        if self.initializer_factor <= 0:
+            raise InputError(f"initializer_factor: got {self.initializer_factor}, expected more than 0")
+        if arguments.base_model is not None:
+            for option in ("decoder_layers", "head_size", "initializer_factor"):
+                if getattr(self, option) != getattr(T5Arguments, option):
+                    raise InputError(f"{option}: base_model has a shape and weights of its own; leave it out")
         if arguments.objective not in ENCODER_OBJECTIVES:
             raise InputError(
                 f"objective: got '{arguments.objective}', but an encoder reads each history as a whole; with "
@@ -99,7 +110,7 @@ def small_t5(
     Args:
         hidden_size, intermediate_size, num_layers, num_heads: width, feed-forward width, layers and heads.
         tokenizer: its pad token begins every answer, as in T5.
-        t5: `decoder_layers` and `head_size` count.
+        t5: `decoder_layers`, `head_size` and `initializer_factor` count.
         seed: of the weights.
     """
     torch.manual_seed(seed)
@@ -119,6 +130,7 @@ def small_t5(
             num_decoder_layers=t5.decoder_layers or num_layers,
             num_heads=num_heads,
             dropout_rate=0.0,
+            initializer_factor=t5.initializer_factor,
             **special,
         )
     )

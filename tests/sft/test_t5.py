@@ -26,6 +26,8 @@ def test_the_shape_is_the_one_asked_for(scid_tokenizer):
     assert model.config.dropout_rate == 0
     assert model.config.decoder_start_token_id == scid_tokenizer.pad_token_id
     followed = small_t5(16, 24, 2, 4, scid_tokenizer, T5Arguments("t5"), seed=0)
+    smaller = small_t5(16, 24, 2, 4, scid_tokenizer, T5Arguments("t5", initializer_factor=0.3), seed=0)
+    assert smaller.shared.weight.std().item() == pytest.approx(0.3 * followed.shared.weight.std().item(), rel=1e-4)
     assert len(followed.decoder.block) == 2 and followed.config.d_kv == 4
 
 
@@ -35,6 +37,7 @@ def test_a_manifest_of_a_causal_model_does_not_know_of_t5():
         "architecture": "t5",
         "decoder_layers": 0,
         "head_size": 8,
+        "initializer_factor": 1.0,
         "loss_temperature": 1.0,
     }
 
@@ -46,7 +49,9 @@ def test_a_manifest_of_a_causal_model_does_not_know_of_t5():
         (T5Arguments(loss_temperature=0.8), {}, "loss_temperature: applies to architecture t5 only"),
         (T5Arguments("t5", decoder_layers=-1), {}, "decoder_layers, head_size: got -1"),
         (T5Arguments("t5", loss_temperature=0.0), {}, "loss_temperature: got 0.0"),
-        (T5Arguments("t5", head_size=8), {"base_model": "t5-small"}, "base_model has a shape of its own"),
+        (T5Arguments("t5", head_size=8), {"base_model": "t5-small"}, "head_size: base_model has a shape and weights"),
+        (T5Arguments("t5", initializer_factor=0.5), {"base_model": "t5-small"}, "initializer_factor: base_model has"),
+        (T5Arguments("t5", initializer_factor=0.0), {}, "initializer_factor: got 0.0, expected more than 0"),
         (
             T5Arguments("t5"),
             {"objective": "every_item"},
