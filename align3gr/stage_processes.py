@@ -1,13 +1,48 @@
 """Stages that a study runs: in processes of their own, on links to stages that are finished elsewhere."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align3gr.pipeline import option_words
+
+
+def call(command: Sequence[str]) -> int:
+    """Runs a command and waits for it; a SIGTERM ends the command first, then this process.
+
+    An interrupt from a keyboard reaches both by itself. A signal that is sent to this process alone would leave a
+    training behind that nobody sees, and that works on the folder which the next one goes on with.
+
+    Returns:
+        The exit status.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others cannot take signals
+        return subprocess.call(command)
+    child: subprocess.Popen[bytes] | None = None
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        if child is not None:
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with subprocess.Popen(command) as child:
+            if stopped:  # while it started
+                child.terminate()
+            status = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return status
 
 
 def run_stage(
@@ -31,7 +66,7 @@ def run_stage(
     """
     launcher = [] if accelerate_config is None else ["--accelerate_config", accelerate_config]
     words = ["--config", str(config), "--run_dir", str(run_dir), *option_words(options)]
-    return subprocess.call([sys.executable, "-m", "align3gr.cli", name, *launcher, *words], env=os.environ)
+    return call([sys.executable, "-m", "align3gr.cli", name, *launcher, *words])
 
 
 def link_stage(target: Path, source: Path) -> None:

@@ -90,7 +90,7 @@ class PageRunner:
         command.chmod(0o755)
         patch.chdir(folder)
         patch.setattr(cli, "resource", lambda name: ROOT / name)
-        patch.setattr("align3gr.cli.subprocess.call", self._script)
+        patch.setattr("align3gr.cli.call", self._script)
 
     def run(self, block: Block) -> None:
         """Raises what the code raises; a command that fails is an `AssertionError` that names it."""
@@ -116,7 +116,7 @@ class PageRunner:
             return self._script([sys.executable, str(ROOT / words[1]), *words[2:]])
         if words[0] == "align3gr":
             return _status(lambda: cli.main(words[1:]))
-        return subprocess.run(words).returncode  # not `call`, which is patched
+        return subprocess.run(words).returncode
 
     def _script(self, command: list[str]) -> int:
         """A recipe in this process, which has its libraries loaded already; a launch of several in their own."""

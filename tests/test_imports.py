@@ -37,7 +37,19 @@ LAST = ["audit", "ablation", "sft", "dpo", "baselines", "report", "estimate", "h
 LAST += ["pipeline", "stage_processes", "recipe", "cli"]
 ALLOWED = {name: {*ORDER[: i + 1]} for i, name in enumerate(ORDER)}
 ALLOWED |= {name: {*ORDER, name} for name in LAST}
-ALLOWED["cli"] |= {"pipeline", "recipe", "report", "audit", "sft", "estimate", "hub", "serving", "doctor", "demo"}
+ALLOWED["cli"] |= {
+    "pipeline",
+    "stage_processes",
+    "recipe",
+    "report",
+    "audit",
+    "sft",
+    "estimate",
+    "hub",
+    "serving",
+    "doctor",
+    "demo",
+}
 ALLOWED["hub"] |= {"pipeline"}
 ALLOWED["demo"] |= {"pipeline"}
 ALLOWED["audit"] |= {"pipeline"}

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from align3gr.pipeline import SEVERAL_PROCESSES, STAGES, read_manifest, stage_fo
 from align3gr.progress import is_watched, silence_bars
 from align3gr.recipe import one_line_ends, read_config, split_assignments
 from align3gr.serving.settings import ServerSettings
+from align3gr.stage_processes import call
 from align3gr.suggestions import did_you_mean
 
 
@@ -34,7 +34,7 @@ def _run(arguments: list[str]) -> int:
         if "--config" in rest[:-1]:
             at = rest.index("--config") + 1
             rest[at] = str(_packaged(rest[at]))
-        status = subprocess.call([*_launch(command, launcher), *rest])
+        status = call([*_launch(command, launcher), *rest])
         if command in SEVERAL_PROCESSES and not {"-h", "--help"}.isdisjoint(rest):
             print("\n--accelerate_config NAME launches it through accelerate: a file, or one of", _launchers())
         return status
@@ -83,7 +83,7 @@ def _run_pipeline(parsed: argparse.Namespace, arguments: list[str]) -> int:
         if parsed.run_dir:
             command += ["--run_dir", parsed.run_dir]
         print(f"\n{name}: {shlex.join(command)}", flush=True)
-        status = subprocess.call(command)
+        status = call(command)
         if status:
             print(f"stopped at stage '{name}'; the same command goes on from there", file=sys.stderr)
             return status
@@ -194,7 +194,7 @@ def _recommend(parsed: argparse.Namespace, arguments: list[str]) -> int:
         raise InputError(f"--k {parsed.k}: expected 1 to --num_beams={parsed.num_beams}; raise --num_beams")
     if parsed.accelerate_config is not None:
         command = _accelerate(parsed.accelerate_config)
-        return subprocess.call([*command, "-m", "align3gr.cli", "recommend", *_split_launcher(arguments)[1]])
+        return call([*command, "-m", "align3gr.cli", "recommend", *_split_launcher(arguments)[1]])
     from align3gr.decoding.recommender import Recommender
     from align3gr.processes import launched, leave
 

@@ -37,8 +37,8 @@ class T5Arguments:
     initializer_factor: float = field(
         default=1.0,
         metadata={
-            "help": "T5 from scratch: scale of the first weights; 1 is T5's, whose embeddings of deviation 1 Adam takes "
-            "long to move."
+            "help": "T5 from scratch: scale of the first weights; 1 is T5's, whose embeddings of deviation 1 Adam "
+            "takes long to move."
         },
     )
     loss_temperature: float = field(
@@ -79,9 +79,9 @@ class T5Arguments:
         if self.initializer_factor <= 0:
             raise InputError(f"initializer_factor: got {self.initializer_factor}, expected more than 0")
         if arguments.base_model is not None:
-            for option in ("decoder_layers", "head_size", "initializer_factor"):
-                if getattr(self, option) != getattr(T5Arguments, option):
-                    raise InputError(f"{option}: base_model has a shape and weights of its own; leave it out")
+            for name in ("decoder_layers", "head_size", "initializer_factor"):
+                if getattr(self, name) != getattr(T5Arguments, name):
+                    raise InputError(f"{name}: base_model has a shape and weights of its own; leave it out")
         if arguments.objective not in ENCODER_OBJECTIVES:
             raise InputError(
                 f"objective: got '{arguments.objective}', but an encoder reads each history as a whole; with "

@@ -40,7 +40,7 @@ def run_dir(smoke_run, tmp_path):
 @pytest.fixture
 def trainings(smoke_run, monkeypatch):
     trainings = Trainings(smoke_run)
-    monkeypatch.setattr("subprocess.call", trainings)
+    monkeypatch.setattr("align3gr.stage_processes.call", trainings)
     return trainings
 
 
@@ -235,7 +235,7 @@ def test_the_figure_draws_the_means_and_marks_what_may_be_chance(tmp_path):
 
 @pytest.mark.long
 def test_trained_for_real_the_rows_of_table_3_have_the_codes_that_they_name(run_dir, run_stage, monkeypatch):
-    def train(command, env):
+    def train(command):
         """In this process: four starts of Python cost more than the trainings."""
         stage, *words = command[command.index("align3gr.cli") + 1 :]
         at = {name: words[words.index(f"--{name}") + 1] for name in ("config", "run_dir")}
@@ -244,7 +244,7 @@ def test_trained_for_real_the_rows_of_table_3_have_the_codes_that_they_name(run_
         return 0
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("subprocess.call", train)
+    monkeypatch.setattr("align3gr.stage_processes.call", train)
     (arguments,) = parse(
         [AblationArguments], ["--config", str(SMOKE / "ablation-table3.yaml"), "--run_dir", str(run_dir)]
     )

@@ -41,7 +41,7 @@ class Trainings:
     def __init__(self, smoke_run):
         self.smoke_run, self.asked, self.failing = smoke_run, [], set()
 
-    def __call__(self, command, env):
+    def __call__(self, command):
         stage, *words = command[command.index("align3gr.cli") + 1 :]
         folder = Path(words[words.index("--run_dir") + 1])
         links = {name: (folder / name).resolve() for name in FOLDERS.values() if (folder / name).is_symlink()}
@@ -59,7 +59,7 @@ class Trainings:
 @pytest.fixture
 def trainings(smoke_run, monkeypatch):
     trainings = Trainings(smoke_run)
-    monkeypatch.setattr("subprocess.call", trainings)
+    monkeypatch.setattr("align3gr.stage_processes.call", trainings)
     return trainings
 
 

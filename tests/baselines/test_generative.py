@@ -1,7 +1,6 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from align3gr import stage_processes
 from align3gr.baselines import GenerativeSystem, Study, StudySettings, stage_chains
 from align3gr.baselines.generative import by_stage
 from align3gr.data import Split
@@ -41,14 +41,14 @@ def stages_in_this_process():
     names = []
     with pytest.MonkeyPatch.context() as patch:
 
-        def call(command, env):
+        def call(command):
             name = command[3]
             names.append(name)
             patch.setattr(sys, "argv", [f"recipes/{name}.py", *command[4:]])
             runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]()
             return 0
 
-        patch.setattr("subprocess.call", call)
+        patch.setattr("align3gr.stage_processes.call", call)
         yield names
 
 
@@ -90,15 +90,15 @@ def test_a_study_tunes_a_chain_and_shares_its_codes(split, prepared, tmp_path, r
 def test_a_stage_that_failed_is_taken_up_where_the_fit_was(split, prepared, tmp_path, ran, monkeypatch):
     entry = {"LC-Rec": LC_REC}
     chain = stage_chains(split, prepared / "data", entry, tmp_path)["LC-Rec"]
-    run = subprocess.call
+    run = stage_processes.call
     monkeypatch.setattr(
-        "subprocess.call",
-        lambda command, env: 137 if command[3] == "sft" else run(command, env),
+        "align3gr.stage_processes.call",
+        lambda command: 137 if command[3] == "sft" else run(command),
     )
     setting = {"num_train_epochs": 1, "scid.quantization_epochs": 1}
     with pytest.raises(InputError, match=r"stage 'sft' ended with status 137"):
         GenerativeSystem(chain, 3, 10, **setting).fit([], 0)
-    monkeypatch.setattr("subprocess.call", run)
+    monkeypatch.setattr("align3gr.stage_processes.call", run)
     system = GenerativeSystem(chain, 3, 80, **setting).fit([], 0)
     assert ran == ["scid", "sft"]
     manifests = {name: json.loads((system.trained.run_dir / name / "manifest.json").read_text()) for name in ran}
