@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.errors import InputError
 from align3gr.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,9 @@ def train_until_flat(
 
     Returns:
         What `validate` said after each epoch.
+
+    Raises:
+        InputError: the loss of an epoch is nan or infinite, and no epoch before it was judged; else that one is kept.
     """
     curve: list[float] = []
     best: dict[str, Any] = {}
@@ -113,6 +118,12 @@ def train_until_flat(
         loss = run_epoch()
         module.eval()
         bar.update()
+        if not math.isfinite(loss):
+            said = f"learning_rate: the loss of epoch {epoch + 1} of {type(module).__name__} is {loss}; lower it"
+            if not best:
+                raise InputError(said)
+            logger.warning("%s; the best epoch before is kept", said)
+            break
         if validate is None:
             continue
         curve.append(validate())

@@ -4,6 +4,7 @@ import torch
 
 from align3gr.baselines.vectors import rank_by_vectors, train_until_flat
 from align3gr.data.evaluation_set import EvaluationSet
+from align3gr.errors import InputError
 
 ITEMS = np.array([[3.0, 0], [2, 1], [1, 2], [0, 3], [2, 1]], dtype=np.float32)
 
@@ -52,15 +53,16 @@ def test_nobody_asks():
     assert rank_by_vectors(Fixed(), questions([], np.zeros(0, dtype=np.int64)), 3)[1].shape == (0, 3)
 
 
-def train(values, patience, epochs=10):
-    """Each epoch adds 1 to the weight; validation says `values` one after the other."""
+def train(values, patience, epochs=10, losses=(0.0,) * 10):
+    """Each epoch adds 1 to the weight and loses `losses`; validation says `values` one after the other."""
+    losses = iter(losses)
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
 
     def run_epoch():
         with torch.no_grad():
             module.weight += 1
-        return 0.0
+        return next(losses)
 
     said = iter(values)
     curve = train_until_flat(run_epoch, lambda: next(said), module, epochs, patience)
@@ -75,6 +77,12 @@ def test_training_stops_after_patience_and_returns_to_the_best_epoch():
 
 def test_training_ends_with_its_epochs():
     assert train([0.1, 0.2, 0.3], patience=2, epochs=3) == (3.0, [0.1, 0.2, 0.3])
+
+
+def test_a_loss_that_is_no_number_ends_training_at_the_best_epoch_before():
+    assert train([0.1, 0.5, 0.4, 0.9], patience=9, losses=[1.0, 1.0, 1.0, np.nan]) == (2.0, [0.1, 0.5, 0.4])
+    with pytest.raises(InputError, match="learning_rate: the loss of epoch 1 of Linear is inf; lower it"):
+        train([0.1], patience=9, losses=[np.inf])
 
 
 def test_without_validation_all_epochs_are_run():
