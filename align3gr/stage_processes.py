@@ -38,6 +38,10 @@ def call(command: Sequence[str]) -> int:
             if stopped:  # while it started
                 child.terminate()
             status = child.wait()
+    except BaseException:  # an interrupt that the command did not hear, or not yet
+        if child is not None:
+            child.terminate()
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     if stopped:
