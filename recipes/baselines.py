@@ -94,7 +94,7 @@ def write_tables(study: Study, arguments: BaselinesArguments) -> str:
         rows[name]["tuning"] |= {key: facts["chosen"][key] for key in ("setting", "value")}
     manifest = {
         "stage": "baselines",
-        "settings": public_settings(asdict(settings)),
+        "settings": {name: value for name, value in public_settings(asdict(settings)).items() if name != "only"},
         "inputs": study.inputs,
         "statistics": study.split.statistics,
         "missing": missing,

@@ -48,6 +48,13 @@ class AblationArguments:
     split: str = field(default="test", metadata={"help": "Targets that cells are judged on.", "choices": list(SPLITS)})
     num_beams: int = field(default=20, metadata={"help": "Beam of the search."})
     users: int = field(default=0, metadata={"help": "Fixed sample of users to judge on; 0 takes all."})
+    history_cache: float = field(
+        default=0.0,
+        metadata={
+            "help": "Also judge each model behind the five latest items of the history, and mixed with the history at "
+            "this mean share, such as 0.15; 0 judges the model alone."
+        },
+    )
     only: list[str] = field(default_factory=list, metadata={"help": "Rows to run now; all of them if left out."})
     keep_models: bool = field(
         default=False, metadata={"help": "Keep each cell's model; removed otherwise once no later cell needs it."}
@@ -114,6 +121,8 @@ class AblationArguments:
             if options.get("control", CONTROLS[0]) not in CONTROLS:
                 raise InputError(f"rows: {name}: control {options['control']!r}, expected {' or '.join(CONTROLS)}")
             _check_stage(self, name, known[:place])
+        if not 0 <= self.history_cache < 1:
+            raise InputError(f"history_cache: got {self.history_cache}, expected a share of 0 (off) to below 1")
         if self.figure is not None and self.figure not in FIGURE_METRICS:
             raise InputError(f"figure: got {self.figure!r}, choose from {', '.join(FIGURE_METRICS)}")
         if len({_slug(name) for name in self.rows}) != len(self.rows) or not _slug(self.name):
@@ -178,6 +187,7 @@ def table_cells(arguments: AblationArguments) -> Iterator[Cell]:
     files = {(stage, own): _file_hashes(arguments, stage, own) for stage, own in kinds}
     inputs = code_inputs(run_dir) if any(own for _, own in kinds) else []
     judged = [arguments.split, arguments.num_beams, arguments.users]
+    judged += [arguments.history_cache] if arguments.history_cache else []  # so that other cells keep their keys
     for seed in arguments.seeds:
         of_seed: dict[str, Cell] = {}
         for row, options in arguments.rows.items():

@@ -84,6 +84,7 @@ def settings_json(arguments: AblationArguments, cells: Sequence[Cell]) -> str:
             },
         }
     table = {name: getattr(arguments, name) for name in ("run_dir", "name", "seeds", "split", "num_beams", "users")}
+    table |= {"history_cache": arguments.history_cache} if arguments.history_cache else {}
     run = {
         stage: read_manifest(folder)["settings"]
         for stage in _RUN_STAGES

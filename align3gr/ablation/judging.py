@@ -9,6 +9,7 @@ from align3gr.data import Split
 from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.data.schema import ITEM_ID, USER_ID
 from align3gr.evaluation import PER_USER_FILE, FullEvaluation, judge_policies, read_curriculum, sample_users
+from align3gr.evaluation.policies import LATEST_THEN, WITH_CACHE
 from align3gr.pipeline import stage_folder
 from align3gr.scid.code_table import load_codes
 
@@ -26,10 +27,11 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
 
     Returns:
         `metrics`: for each column of `three_columns` its metrics, and under `beyond_accuracy` those of the lists with
-        seen items allowed. For a preference row also `curriculum` (see `curriculum_record`) and `last_policy`, the
-        `metrics` of what its last stage ended with, kept or not; None where all stages were skipped.
+        seen items allowed; with `history_cache` also `latest_then` and `history_cache`, those of the lists behind five
+        items of the history and mixed with it. For a preference row also `curriculum` (see `curriculum_record`) and
+        `last_policy`, the `metrics` of what its last stage ended with, kept or not; None where all stages were skipped.
     """
-    from align3gr.decoding import Recommender
+    from align3gr.decoding import HistoryCache, Recommender
 
     split = Split.load(stage_folder(cell.folder, "prepare"))
     scid = stage_folder(cell.folder, "scid")
@@ -43,9 +45,23 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
     policies = {cell.row: (cell.trained / "model", questions)}
     if curriculum is not None and (policy := _last_policy(cell.trained, curriculum)) is not None:
         policies[last] = (policy, questions)
-    judge_policies(evaluation, policies, recommender, item_codes, user_codes, max(ks))
+    cache = HistoryCache.fit(split.train_sequences(), arguments.history_cache) if arguments.history_cache else None
+    with_history = [cell.row] if cache else []
+    judge_policies(
+        evaluation,
+        policies,
+        recommender,
+        item_codes,
+        user_codes,
+        max(ks),
+        with_history=with_history,
+        history_cache=cache,
+    )
     evaluation.per_user().write_parquet(cell.folder / PER_USER_FILE)
     found: dict[str, Any] = {"metrics": _columns(evaluation.results[cell.row])}
+    if cache:
+        named = {"latest_then": f"{LATEST_THEN} {cell.row}", "history_cache": f"{cell.row}{WITH_CACHE}"}
+        found["metrics"] |= {column: evaluation.results[name]["seen_allowed"] for column, name in named.items()}
     if curriculum is not None:
         found["curriculum"] = curriculum_record(curriculum)
         found["last_policy"] = _columns(evaluation.results[last]) if last in evaluation.results else None

@@ -27,6 +27,10 @@ METRICS |= {
     "liked recall@10": ("seen_allowed_liked", "recall@10"),
     "disliked recall@10": ("seen_allowed_disliked", "recall@10"),
     "shows a disliked item @10": ("beyond_accuracy", "disliked@10"),
+    "five latest, then it recall@10": ("latest_then", "recall@10"),
+    "five latest, then it ndcg@10": ("latest_then", "ndcg@10"),
+    "with history cache recall@10": ("history_cache", "recall@10"),
+    "with history cache ndcg@10": ("history_cache", "ndcg@10"),
 }
 
 

@@ -29,6 +29,12 @@ class StudySettings:
             "space, the options of stages that tuning may set, the default first."
         },
     )
+    only: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Systems to fit now, all if left out; the tables show the others as far as they are."
+        },
+    )
     trials: int = field(
         default=8,
         metadata={"help": "Settings of each system that are tried on validation; 0 takes the default ones untried."},
@@ -61,6 +67,8 @@ class StudySettings:
         for name, values, known in (("systems", self.systems, known_systems), ("select_on", self.select_on, COLUMNS)):
             if isinstance(values, list) and (not values or set(values) - set(known) or len(set(values)) < len(values)):
                 raise InputError(f"{name}: got {values}, expected one or several of {', '.join(known)}")
+        if unknown := [name for name in self.only if name not in self.systems]:
+            raise InputError(f"only: {unknown[0]!r} is none of the systems; choose from {', '.join(self.systems)}")
         if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise InputError(f"seeds: got {self.seeds}, expected different whole numbers, such as 1 2 3")
         for name, least in (("trials", 0), ("max_epochs", 1)):

@@ -70,7 +70,7 @@ class Study:
         self.computed = 0
 
     def run(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Computes every cell that is missing, one after the other.
+        """Computes every cell that is missing, of the systems of `only` where it names some, one after the other.
 
         Args:
             progress: called after each cell that was computed.
@@ -86,7 +86,7 @@ class Study:
             ) from error
         if self.record is not None:
             make_record(self.record)
-        systems = self.settings.systems
+        systems = self._run_now
         with ProgressBar(self._fits(), "study, at most", "fit") as bar:
 
             def computed() -> None:
@@ -108,13 +108,17 @@ class Study:
     def _fits(self) -> int:
         """Cells that are missing; fewer where the seconds for tuning end sooner."""
         missing = 0
-        for system in self.settings.systems:
+        for system in self._run_now:
             if self.next_trial(system) is not None:
                 settings = draw_trials(self.settings.system(system).space, self.settings.trials)
                 missing += len(settings) - len(self.trials(system)) + len(self.seeds(system))
             else:
                 missing += sum(self.final_run(system, seed) is None for seed in self.seeds(system))
         return missing
+
+    @property
+    def _run_now(self) -> list[str]:
+        return [name for name in self.settings.systems if name in (self.settings.only or self.settings.systems)]
 
     def trials(self, system: str) -> list[dict[str, Any]]:
         """The finished trials that count: within the number and the seconds of the settings, in order."""

@@ -116,6 +116,27 @@ def test_cells_say_what_the_evaluation_of_the_same_models_says(smoke_run, run_di
     assert line.endswith(f"| {found['SP-DPO hard']['seen_allowed']['recall@10']:.4f} |")
 
 
+def test_a_table_with_the_history_cache_has_the_figures_of_the_evaluation(smoke_run, run_dir, trainings):
+    share = yaml.safe_load((SMOKE / "evaluate.yaml").read_text())["history_cache"]
+    before = next(table_cells(arguments_of(run_dir))).key
+    arguments = arguments_of(run_dir, rows={"SFT": {}}, history_cache=share)
+    assert next(table_cells(arguments)).key != before
+    run_table(arguments)
+    found = json.loads((smoke_run / "evaluation" / "results.json").read_text())
+    page = (run_dir / "t" / "table.md").read_text().splitlines()
+    header = next(line for line in page if "masked recall@10" in line).split(" | ")
+    row = next(line for line in page if line.startswith("| SFT |")).split(" | ")
+    for name, kind in (
+        ("SFT + history cache", "with history cache"),
+        ("five latest, then SFT", "five latest, then it"),
+    ):
+        for metric in ("recall@10", "ndcg@10"):
+            assert row[header.index(f"{kind} {metric}")] == f"{found[name]['seen_allowed'][metric]:.4f}"
+    assert json.loads((run_dir / "t" / "settings.json").read_text())["table"]["history_cache"] == share
+    with pytest.raises(InputError, match=r"history_cache: got 1.0, expected a share of 0 \(off\) to below 1"):
+        arguments_of(run_dir, history_cache=1.0)
+
+
 def test_an_interrupted_table_goes_on_and_a_later_row_gets_its_model_back(run_dir, trainings):
     trainings.failing = {"rf_dpo"}
     with pytest.raises(InputError, match="RF, seed 7: the training ended with status 1"):

@@ -169,6 +169,18 @@ def test_an_unfinished_study_says_what_is_missing(split, tmp_path):
     assert again.computed == 2 and again.missing() == []
 
 
+def test_systems_that_do_not_run_now_stand_in_the_tables_as_far_as_they_are(market, tmp_path, run_stage):
+    options = {"data": market, "systems": ["popularity", "item-kNN"], "record": tmp_path / "record"}
+    run_stage("baselines", tmp_path / "run", **options, only=["popularity"])
+    page = (tmp_path / "record" / "evaluation" / "results.md").read_text()
+    assert "| popularity |" in page and "Missing: item-kNN" in page and "| item-kNN |" not in page
+    run_stage("baselines", tmp_path / "run", **options, only=["item-kNN"])
+    page = (tmp_path / "record" / "evaluation" / "results.md").read_text()
+    assert "| popularity |" in page and "| item-kNN |" in page and "Missing" not in page
+    manifest = json.loads((tmp_path / "record" / "evaluation" / "manifest.json").read_text())
+    assert "only" not in manifest["settings"]
+
+
 def test_a_damaged_cell_is_computed_again(split, tmp_path):
     Study(split, INPUTS, quick(systems=["item-kNN"]), tmp_path).run()
     next(tmp_path.glob("item-kNN-trial-*.json")).write_text("{")
@@ -324,6 +336,7 @@ def test_every_value_of_a_space_is_accepted(name):
     [
         ({"systems": ["MF", "GRU4Rec"]}, "systems: got .*GRU4Rec.*popularity"),
         ({"systems": []}, "systems: got"),
+        ({"only": ["MF", "GRU4Rec"]}, "only: 'GRU4Rec' is none of the systems; choose from popularity"),
         ({"select_on": ["masked"]}, "select_on: got .*'masked'.*seen_masked"),
         ({"seeds": [1, 1]}, "seeds: got"),
         ({"trials": -1}, "trials: got -1, expected at least 0"),
