@@ -29,7 +29,8 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
         `metrics`: for each column of `three_columns` its metrics, and under `beyond_accuracy` those of the lists with
         seen items allowed; with `history_cache` also `latest_then` and `history_cache`, those of the lists behind five
         items of the history and mixed with it. For a preference row also `curriculum` (see `curriculum_record`) and
-        `last_policy`, the `metrics` of what its last stage ended with, kept or not; None where all stages were skipped.
+        `last_policy`, the `metrics` of what its last stage ended with, kept or not; None where all stages were
+        skipped.
     """
     from align3gr.decoding import HistoryCache, Recommender
 
