@@ -31,9 +31,7 @@ class StudySettings:
     )
     only: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Systems to fit now, all if left out; the tables show the others as far as they are."
-        },
+        metadata={"help": "Systems to fit now, all if left out; the tables show the others as far as they are."},
     )
     trials: int = field(
         default=8,
