@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from align3gr.data import Split
+from align3gr.decoding import Recommender
 from align3gr.evaluation import read_per_user
 from tests.conftest import ROOT
 
@@ -67,6 +68,26 @@ def test_metrics_are_those_of_the_usual_loop_and_forty_times_faster():
     figures = metrics.measure(Console(quiet=True), [(3_000, 20)], rounds=3)
     assert figures["max_difference"] < 1e-12
     assert figures["metrics_ratio"] > 40 and figures["columns_ratio"] > 40
+
+
+def test_nats_of_a_target_by_hand_and_those_of_a_model_are_its_scores(smoke_run):
+    lost = benchmark("lost_targets")
+    # Items 0 and 1 share a first code; of scores 0, 0, log 2 item 0 has 1/4: 1/2 for the code and 1/2 behind it.
+    first, behind = lost.nats_of_scores(
+        torch.tensor([[0.0, 0.0, np.log(2)]]), torch.tensor([5, 5, 7]), torch.tensor([0, 2])
+    )
+    assert (first, behind) == pytest.approx((np.log(2), np.log(2) / 2))
+    recommender = Recommender.from_pretrained(smoke_run / "sft" / "model", num_beams=80)
+    codes = np.array(recommender.items["codes"].to_list())
+    assert recommender.search.likelihood is not None
+    user = recommender.users["codes"].to_list()[0]
+    prompt = recommender.prompt_builder.prompt(user, codes[[3, 5]])
+    levels = lost.nats_of_model(recommender, [prompt], codes[[7]])
+    (found,) = recommender.recommend(
+        [[recommender.items["item_id"][row] for row in (3, 5)]], k=80, user_ids=[recommender.users["user_id"][0]]
+    )
+    score = next(entry.score for entry in found if entry.item_id == recommender.items["item_id"][7])
+    assert sum(levels) == pytest.approx(-score, abs=1e-4) and len(levels) == codes.shape[1]
 
 
 def test_the_objectives_of_fine_tuning_learn_the_same_and_the_tree_from_fewer_tokens():
