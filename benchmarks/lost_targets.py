@@ -4,7 +4,7 @@
     python benchmarks/lost_targets.py runs/yelp/codebooks/3-x-256/seed-0 --beams 20 50 100 200
 
 Needs prepared data and codes, and for the second command a fine-tuned model with a normalised catalogue, such as the
-cells of `recipes/yelp/ablation-codebooks.yaml` with `--keep_models true`. Nats of natural logarithms, a mean over users.
+cells of `recipes/yelp/ablation-codebooks.yaml` with `--keep_models true`. Nats are a mean over users.
 Matrix factorisation is the default setting of `align3gr baselines`; its scores are divided by the temperature and
 counts added with the weight that suit these very targets best, so it is shown better than it is.
 """
