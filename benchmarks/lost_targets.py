@@ -43,7 +43,7 @@ def nats_of_scores(scores: torch.Tensor, first_codes: torch.Tensor, targets: tor
 
 
 def nats_of_model(recommender: Recommender, prompts: list[list[int]], codes: np.ndarray) -> list[float]:
-    """Nats of each level of the targets' codes, `(users, levels)`, over what the catalogue has there."""
+    """Nats of each level, a mean over the prompts, over what the catalogue has there; `codes`: `(prompts, levels)`."""
     search = recommender.search
     if search.likelihood is None:
         raise SystemExit("the model was trained over the whole vocabulary; fine-tune with normalizer: catalogue")

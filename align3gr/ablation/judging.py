@@ -47,7 +47,6 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
     if curriculum is not None and (policy := _last_policy(cell.trained, curriculum)) is not None:
         policies[last] = (policy, questions)
     cache = HistoryCache.fit(split.train_sequences(), arguments.history_cache) if arguments.history_cache else None
-    with_history = [cell.row] if cache else []
     judge_policies(
         evaluation,
         policies,
@@ -55,7 +54,7 @@ def judge(arguments: AblationArguments, cell: Cell) -> dict[str, Any]:
         item_codes,
         user_codes,
         max(ks),
-        with_history=with_history,
+        with_history=[cell.row] if cache else (),
         history_cache=cache,
     )
     evaluation.per_user().write_parquet(cell.folder / PER_USER_FILE)
