@@ -12,7 +12,7 @@ from align3gr import InputError, Recommender
 from align3gr.data import Split
 from align3gr.encoders import Embeddings
 from align3gr.scid import RQVAEConfig, load_codebook_sizes, load_codes
-from align3gr.scid.collisions import STRATEGIES
+from align3gr.scid.collisions import ADDED_LEVEL, STRATEGIES
 
 ITEM_SIDE = {"sides": "item"}
 QUICK = {"alignment_epochs": 1, "autoencoder_epochs": 1, "quantization_epochs": 1}
@@ -146,10 +146,10 @@ def test_each_collision_strategy(strategy, scid):
         assert np.array_equal(codes, raw) and cost["remaining"] == shared.sum()
         return
     assert unique(codes) == 80 and cost["remaining"] == 0
-    levels = 4 if strategy == "extra-level" else 3
-    sizes = [8, 8, 8, int(counts.max())][:levels]
+    levels = 4 if strategy in ADDED_LEVEL else 3
+    sizes = [8, 8, 8, 80 if strategy == "item-token" else int(counts.max())][:levels]
     assert codes.shape == (80, levels) and load_codebook_sizes(folder / "codebooks.json") == (sizes, [])
-    if strategy == "extra-level":
+    if strategy in ADDED_LEVEL:
         assert np.array_equal(codes[:, :3], raw)
     else:
         assert cost["moved"] == (codes != raw).any(1).sum() > 0
@@ -228,7 +228,7 @@ def test_fine_tuning_on_item_codes_alone(scid, run_stage):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["extra-level", "none"])
+@pytest.mark.parametrize("strategy", ["extra-level", "item-token", "none"])
 def test_the_whole_pipeline_on_item_codes_alone(strategy, scid, run_stage):
     run_dir = scid(**KMEANS, collisions=strategy)[0].parent
     run_stage("sft", run_dir, user_scid=False)

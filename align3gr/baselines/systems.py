@@ -99,9 +99,10 @@ SYSTEMS = {
     "SASRec": System(
         SASRec,
         {
+            "dim": (128, 64),
+            "learning_rate": (1e-3, 3e-3),
             "dropout": (0.3, 0.5, 0.2),
-            "dim": (64, 128),
-            "learning_rate": (3e-3, 1e-3),
+            "negatives": (4096, 1024),
             "max_history": (50, 20),
         },
         seeded=True,

@@ -13,12 +13,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, embedding, linear
 
 from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
 IGNORE = -100
+# Logits of a level are computed one by one where at most a share of 1 / _FEW of its codes can follow a prefix; for more,
+# one product of matrices is faster.
+_FEW = 8
+
+# Rows that predict, level, and the tokens that are asked `(rows, asked)`, or None for all of the level -> their logits.
+LogitsOf = Callable[[Tensor, int, Tensor | None], Tensor]
 
 
 class CatalogueLikelihood:
@@ -74,22 +80,29 @@ class CatalogueLikelihood:
             InputError: something among the tokens is no SCID of the catalogue.
         """
         likelihood = self.to(logits.device)
-        return likelihood._log_probs(lambda level: likelihood._columns(logits, level)[rows[:, level]], tokens)
+        return likelihood._log_probs(likelihood._given(logits), rows, tokens)
 
-    def _log_probs(self, logits_at: Callable[[int], Tensor], tokens: Tensor) -> Tensor:
-        """As `log_probs`, of the logits `(scids, codes)` that a level's tokens have where they are predicted."""
+    def _log_probs(self, logits_of: LogitsOf, rows: Tensor, tokens: Tensor) -> Tensor:
+        """As `log_probs`."""
         trie, codes = self.trie, self._codes(tokens)
         node = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         steps = []
         for level, level_tokens in enumerate(self._tokens):
             children = trie.children(level, node[None])[0]  # (scids, fan)
             child_codes = trie.codes(level + 1, children)
-            size = len(level_tokens)
-            possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=tokens.device)
-            possible.scatter_(1, child_codes.masked_fill(children < 0, size), True)
-            scores = logits_at(level).float().masked_fill(~possible[:, :size], float("-inf")).log_softmax(-1)
-            steps.append(scores.gather(1, codes[:, level, None]))
             is_next = (children >= 0) & (child_codes == codes[:, level, None])
+            size = len(level_tokens)
+            if children.shape[1] * _FEW <= size:
+                asked = level_tokens[child_codes.clamp(min=0)]
+                scores = logits_of(rows[:, level], level, asked).float().masked_fill(children < 0, float("-inf"))
+                place = is_next.int().argmax(-1, keepdim=True)
+            else:
+                possible = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=tokens.device)
+                possible.scatter_(1, child_codes.masked_fill(children < 0, size), True)
+                scores = logits_of(rows[:, level], level, None).float()
+                scores = scores.masked_fill(~possible[:, :size], float("-inf"))
+                place = codes[:, level, None]
+            steps.append(scores.log_softmax(-1).gather(1, place))
             node = children.masked_fill(~is_next, -1).amax(dim=-1)  # -1 from where on it is no prefix
         if (node < 0).any():
             wrong = tokens[int((node < 0).nonzero()[0])].tolist()
@@ -110,12 +123,7 @@ class CatalogueLikelihood:
             InputError: labels hold a part of an SCID, or one that is not in the catalogue.
         """
         likelihood, flat = self.to(logits.device), logits.flatten(0, 1)
-        return likelihood._loss(
-            lambda rows, level: likelihood._columns(flat, level)[rows],
-            lambda rows: flat[rows],
-            labels,
-            num_items_in_batch,
-        )
+        return likelihood._loss(likelihood._given(flat), lambda rows: flat[rows], labels, num_items_in_batch)
 
     def loss_of_states(
         self, states: Tensor, head: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
@@ -133,16 +141,25 @@ class CatalogueLikelihood:
             labels, num_items_in_batch: as in `loss`.
         """
         likelihood, flat = self.to(states.device), states.flatten(0, 1)
-        return likelihood._loss(
-            lambda rows, level: linear(flat[rows], likelihood._rows(head, level)),
-            lambda rows: linear(flat[rows], head),
-            labels,
-            num_items_in_batch,
-        )
+
+        def logits_of(rows: Tensor, level: int, asked: Tensor | None) -> Tensor:
+            if asked is None:
+                return linear(flat[rows], likelihood._rows(head, level))
+            return (embedding(asked, head) @ flat[rows].unsqueeze(-1)).squeeze(-1)
+
+        return likelihood._loss(logits_of, lambda rows: linear(flat[rows], head), labels, num_items_in_batch)
+
+    def _given(self, logits: Tensor) -> LogitsOf:
+        """Of logits `(rows, vocabulary)`."""
+
+        def logits_of(rows: Tensor, level: int, asked: Tensor | None) -> Tensor:
+            return self._columns(logits, level)[rows] if asked is None else logits[rows[:, None], asked]
+
+        return logits_of
 
     def _loss(
         self,
-        of_level: Callable[[Tensor, int], Tensor],
+        logits_of: LogitsOf,
         of_all: Callable[[Tensor], Tensor],
         labels: Tensor,
         num_items_in_batch: Tensor | int | None,
@@ -157,8 +174,7 @@ class CatalogueLikelihood:
         whole = len(places) == 0 or (int(places[-1, -1]) < len(labels) and bool((level_of[places] == levels).all()))
         if not whole or int((level_of >= 0).sum()) != places.numel():
             raise InputError("labels hold a part of an SCID; all of its tokens are labels, or none")
-        predicting = places - 1
-        total = -self._log_probs(lambda level: of_level(predicting[:, level], level), labels[places]).sum()
+        total = -self._log_probs(logits_of, places - 1, labels[places]).sum()
         text = ((labels != IGNORE) & (level_of < 0)).nonzero()[:, 0]
         if len(text):
             total = total + cross_entropy(of_all(text - 1).float(), labels[text], reduction="sum")

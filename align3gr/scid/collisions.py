@@ -6,6 +6,7 @@
 | `sinkhorn` | the same groups, last codes spread by an entropic transport plan, in rounds | LC-Rec |
 | `nearest-free` | each collided item but the best one takes the cheapest path of codes that is free, at any level | |
 | `extra-level` | one more level that numbers the items of a group | TIGER |
+| `item-token` | one more level of as many codes as items, a code for each item alone | |
 | `none` | items go on sharing; decoding ranks those of one SCID by their row | |
 """
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from align3gr.errors import InputError
 
-STRATEGIES = ("assignment", "sinkhorn", "nearest-free", "extra-level", "none")
+STRATEGIES = ("assignment", "sinkhorn", "nearest-free", "extra-level", "item-token", "none")
+# Those that leave the codes as they are and put a level behind them, which holds the items of today and no others.
+ADDED_LEVEL = ("extra-level", "item-token")
 
 
 @dataclass
@@ -52,13 +55,13 @@ def resolve_collisions(
         codes: `(items, levels)` int64.
         latents: `(items, dim)` what the code books quantised.
         codebooks: code vectors of each level, `(codes, dim)`. Imported codes have neither latents nor code books, and
-            can only be resolved by `extra-level` or `none`.
+            can only be resolved by `extra-level`, `item-token` or `none`.
         strategy: one of `STRATEGIES`.
         taken: `(others, levels)` codes that belong to other items already and stay theirs; `nearest-free` only. A set
             of paths also receives those that are given now.
 
     Returns:
-        Codes, `(items, levels)`, or one level more for `extra-level`; and the report.
+        Codes, `(items, levels)`, or one level more for `extra-level` and `item-token`; and the report.
 
     Raises:
         InputError: the strategy is unknown or lacks what it needs, or the code books have no room.
@@ -72,8 +75,10 @@ def resolve_collisions(
         codes = codes.copy()
     elif strategy == "extra-level":
         codes = np.concatenate([codes, _number_within_groups(codes)[:, None]], axis=1)
+    elif strategy == "item-token":
+        codes = np.concatenate([codes, np.arange(len(codes), dtype=np.int64)[:, None]], axis=1)
     elif latents is None or not len(codebooks):
-        raise InputError(f"collisions: '{strategy}' needs latents and code books; take extra-level or none")
+        raise InputError(f"collisions: '{strategy}' needs latents and code books; take {', '.join(ADDED_LEVEL)} or none")
     else:
         books = [np.asarray(book, dtype=np.float32) for book in codebooks]
         latents = np.asarray(latents, dtype=np.float32)

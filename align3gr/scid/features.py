@@ -9,7 +9,7 @@ import torch
 
 from align3gr.encoders.embeddings import Embeddings
 from align3gr.errors import InputError
-from align3gr.scid.collisions import CollisionReport, resolve_collisions
+from align3gr.scid.collisions import ADDED_LEVEL, CollisionReport, resolve_collisions
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
 from align3gr.scid.modeling_rqvae import RQVAEModel
 
@@ -235,8 +235,8 @@ def _beside_pinned(
     raw: np.ndarray, latents: np.ndarray, books: list[np.ndarray], collisions: str, pinned: np.ndarray
 ) -> tuple[np.ndarray, CollisionReport]:
     """Pinned items keep their codes; new ones take the cheapest free paths."""
-    if collisions == "extra-level":
-        raise InputError("pin: does not go with collisions 'extra-level'; take nearest-free, or pin: false")
+    if collisions in ADDED_LEVEL:
+        raise InputError(f"pin: does not go with collisions '{collisions}'; take nearest-free, or pin: false")
     known = np.asarray((pinned >= 0).all(axis=1))
     codes = np.where(known[:, None], pinned, raw)
     strategy = "none" if collisions == "none" else "nearest-free"

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from align3gr.errors import InputError
-from align3gr.scid.collisions import STRATEGIES
+from align3gr.scid.collisions import ADDED_LEVEL, STRATEGIES
 from align3gr.scid.configuration_dual_scid import DualSCIDConfig
 from align3gr.scid.configuration_rqvae import RQVAEConfig, propose_codebook_sizes
 from align3gr.scid.dual_scid_trainer import DualSCIDTrainingConfig
@@ -97,8 +97,8 @@ class SCIDSettings:
 
     def __post_init__(self) -> None:
         self._check_ready()
-        if self.previous and self.pin and self.collisions == "extra-level":
-            raise InputError("pin: does not go with collisions 'extra-level'; take nearest-free, or pin: false")
+        if self.previous and self.pin and self.collisions in ADDED_LEVEL:
+            raise InputError(f"pin: does not go with collisions '{self.collisions}'; take nearest-free, or pin: false")
         if self.auto_codebook_sizes and self.item_codebook_sizes != [256, 256, 256]:
             raise InputError("auto_codebook_sizes: leave item_codebook_sizes out, or set it to false")
         if self.sc_encoder == "none" and (self.hidden_dims or self.contrastive_weight):
@@ -110,9 +110,9 @@ class SCIDSettings:
         name = "item_codes" if self.item_codes else f"codes {self.codes}"
         if self.ready and self.sides != "item":
             raise InputError(f"{name}: ready codes have no user side; set sides: item")
-        if self.ready and self.collisions not in ("none", "extra-level"):
+        if self.ready and self.collisions not in ("none", *ADDED_LEVEL):
             raise InputError(
-                f"collisions: '{self.collisions}' needs a trained model; with {name} take none or extra-level"
+                f"collisions: '{self.collisions}' needs a trained model; with {name} take none, {', '.join(ADDED_LEVEL)}"
             )
         if self.ready and self.previous:
             raise InputError(f"previous: does not apply to ready {name}; leave one of them out")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from align3gr.decoding import SCIDLogitsProcessor
+from align3gr.decoding import SCIDLogitsProcessor, catalogue_likelihood
 from align3gr.decoding.beam_search import ConstrainedBeamSearch
 from align3gr.decoding.catalogue_likelihood import CatalogueLikelihood
 from align3gr.decoding.exhaustive_search import ExhaustiveSearch
@@ -34,6 +34,12 @@ def plain_scores(model, prompt) -> list[float]:
             score += (logits[row[level]] / sum(logits[token] for token in possible)).log().item()
         scores.append(score)
     return scores
+
+
+@pytest.fixture(params=[10**9, 0], ids=["all codes of a level", "codes that can follow"])
+def either_way(request, monkeypatch):
+    """Both ways to take the logits of a level, whatever its size."""
+    monkeypatch.setattr(catalogue_likelihood, "_FEW", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def test_what_may_not_be_shown_keeps_its_share(tiny_model, truth):
             assert scores.tolist() == pytest.approx([expected[item] for item in items], abs=1e-4)
 
 
-def test_the_loss_is_the_mean_over_labels(tiny_model, truth):
+def test_the_loss_is_the_mean_over_labels(tiny_model, truth, either_way):
     model = tiny_model()
     answers = [4, 11, 29]
     rows = [prompt + TOKENS[item].tolist() for prompt, item in zip(PROMPTS, answers, strict=True)]
@@ -101,7 +107,7 @@ def test_the_loss_is_the_mean_over_labels(tiny_model, truth):
 
 
 @pytest.mark.parametrize("level_tokens", [LEVEL_TOKENS, LEVEL_TOKENS.flip(1)], ids=["ranges", "scattered"])
-def test_the_loss_of_states_is_that_of_all_their_logits(level_tokens):
+def test_the_loss_of_states_is_that_of_all_their_logits(level_tokens, either_way):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2, 6, 8, generator=generator, requires_grad=True)
     head = torch.randn(60, 8, generator=generator, requires_grad=True)
@@ -119,7 +125,7 @@ def test_the_loss_of_states_is_that_of_all_their_logits(level_tokens):
         likelihood.loss_of_states(states, head, labels)
 
 
-def test_only_logits_of_the_catalogue_get_gradients():
+def test_only_logits_of_the_catalogue_get_gradients(either_way):
     logits = torch.randn(1, 4, 60, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([[-100, *TOKENS[5].tolist()]])
     CatalogueLikelihood(TRIE, LEVEL_TOKENS).loss(logits, labels).backward()
@@ -141,13 +147,13 @@ def test_only_logits_of_the_catalogue_get_gradients():
         ([-100, 10, 23, 36], "no SCID of the catalogue"),
     ],
 )
-def test_labels_that_are_no_items_are_refused(labels, message):
+def test_labels_that_are_no_items_are_refused(labels, message, either_way):
     assert [0, 0, 0] not in CODES.tolist()
     with pytest.raises(InputError, match=message):
         CatalogueLikelihood(TRIE, LEVEL_TOKENS).loss(torch.zeros(1, 4, 60), torch.tensor([labels]))
 
 
-def test_tokens_of_other_things_are_refused():
+def test_tokens_of_other_things_are_refused(either_way):
     with pytest.raises(InputError, match="no SCID of the catalogue"):
         CatalogueLikelihood(TRIE, LEVEL_TOKENS).log_probs(
             torch.zeros(3, 60), torch.tensor([[0, 1, 2]]), torch.tensor([[55, 23, 36]])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from align3gr.errors import InputError
 from align3gr.scid import resolve_collisions
-from align3gr.scid.collisions import STRATEGIES
+from align3gr.scid.collisions import ADDED_LEVEL, STRATEGIES
 
 # Level 0 has the code vectors 0 and 100, level 1 has 0, 1 and 5: latents are what is to be hit by their sum.
 BOOKS = [np.array([[0.0], [100.0]]), np.array([[0.0], [1.0], [5.0]])]
@@ -55,6 +55,12 @@ def test_an_extra_level_numbers_the_items_of_a_group():
     assert (report.collided, report.moved, report.extra_distance) == (3, 0, 0.0)
 
 
+def test_item_tokens_are_a_level_of_one_code_an_item():
+    unique, report = resolve_collisions(CODES, strategy="item-token")
+    assert unique.tolist() == [[*codes, item] for item, codes in enumerate(CODES.tolist())]
+    assert (report.collided, report.moved, report.extra_distance, report.remaining) == (3, 0, 0.0, 0)
+
+
 def test_none_leaves_everything_and_counts_it():
     unique, report = resolve_collisions(CODES, LATENTS, BOOKS, "none")
     assert unique.tolist() == CODES.tolist()
@@ -69,7 +75,7 @@ def test_codes_become_unique_and_the_price_is_what_was_paid(seed, strategy, item
     codes = rng.integers(0, 2, (items, 3))
     unique, report = resolve_collisions(codes, latents, books, strategy)
     assert len(np.unique(unique, axis=0)) == items and report.remaining == 0
-    if strategy == "extra-level":
+    if strategy in ADDED_LEVEL:
         assert np.array_equal(unique[:, :3], codes)
         return
     cost = [
@@ -100,5 +106,5 @@ def test_a_group_larger_than_the_last_codebook_spills_into_the_nearest_prefix():
 def test_refusals():
     with pytest.raises(InputError, match="choose from assignment"):
         resolve_collisions(CODES, LATENTS, BOOKS, "magic")
-    with pytest.raises(InputError, match="extra-level or none"):
+    with pytest.raises(InputError, match="extra-level, item-token or none"):
         resolve_collisions(CODES, strategy="sinkhorn")

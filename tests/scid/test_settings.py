@@ -76,10 +76,11 @@ def test_sides_and_sizes():
             "previous: does not apply to ready item_codes",
         ),
         ({"previous": "run/scid", "collisions": "extra-level"}, "pin: does not go with collisions 'extra-level'"),
+        ({"previous": "run/scid", "collisions": "item-token"}, "pin: does not go with collisions 'item-token'"),
         ({"auto_codebook_sizes": True, "item_codebook_sizes": [8, 8]}, "auto_codebook_sizes: leave"),
         ({"sc_encoder": "none", "hidden_dims": [8]}, "sc_encoder: 'none'"),
         ({"codes": "clusters"}, "codes clusters: ready codes have no user side; set sides: item"),
-        ({"codes": "categories", "sides": "item"}, "with codes categories take none or extra-level"),
+        ({"codes": "categories", "sides": "item"}, "with codes categories take none, extra-level, item-token"),
         (
             {"codes": "clusters", "sides": "item", "collisions": "none", "item_codes": "x"},
             "item_codes: does not go with codes 'clusters'",
