@@ -45,7 +45,7 @@ def main() -> None:
     tables = ("items", "users", "train", "validation") if validated else ("items", "users", "train")
     inputs = [data / f"{name}.parquet" for name in tables]
     inputs += [scid / "item_codes.parquet", scid / "user_codes.parquet", scid / "codebooks.json"]
-    if arguments.user_codes_from != "all" or arguments.embedding_init == "codebook":
+    if arguments.user_codes_from != "all" or arguments.embedding_init != "mean":
         inputs += [scid / "model", scid / "encoders"]
     inputs += [Path(name) for name in (arguments.templates, arguments.base_model) if name and Path(name).exists()]
     settings = asdict(arguments) | asdict(backbone) | t5.recorded() | asdict(lora) | training_settings(training)

@@ -227,6 +227,35 @@ def test_fine_tuning_on_item_codes_alone(scid, run_stage):
     assert codes.shape == (80, 3)
 
 
+def test_rows_of_item_tokens_start_where_their_items_are(scid, run_stage):
+    """Distances between rows are those of the collaborative vectors, of items and of the means behind first codes."""
+    folder, _ = scid(**QUICK, item_codebook_sizes=[8], collisions="item-token")
+    codes, run_dir = item_codes(folder), folder.parent
+    assert load_codebook_sizes(folder / "codebooks.json")[0] == [8, 80]
+    assert codes[:, 1].tolist() == list(range(80))
+    start = {"embedding_init": "collaborative", "embedding_scale": 5, "tie_embeddings": True, "hidden_size": 64}
+    run_stage("sft", run_dir, **start, max_steps=1, learning_rate=0.0)
+    recommender = Recommender.from_pretrained(run_dir / "sft" / "model")
+    rows = recommender.model.get_input_embeddings().weight.detach()
+    first, own = recommender.prompt_builder.vocabulary.item_ids(codes).T
+    ids = pl.read_parquet(folder / "item_codes.parquet")["item_id"]
+    vectors = Embeddings.load(folder / "encoders" / "items.parquet", "item_id", ids).collaborative
+    used = np.unique(codes[:, 0])
+    means = np.stack([vectors[codes[:, 0] == code].mean(0) for code in used])
+    tokens = [first[codes[:, 0] == code][0] for code in used]
+    expected = np.concatenate([vectors, means])
+    found = rows[np.concatenate([own, tokens])].numpy()
+    pairs = np.triu_indices(len(expected), 1)
+    distances = [np.linalg.norm(x[:, None] - x[None], axis=-1)[pairs] for x in (found, expected)]
+    assert np.corrcoef(*distances)[0, 1] > 0.9  # but for a little noise, and the longest that are cut
+    words = rows[: min(first.min(), own.min())]
+    assert 3 < found.std() / words.std() < 7
+    kept = folder / "encoders" / "items.parquet"
+    pl.read_parquet(kept).drop("collaborative").write_parquet(kept)
+    with pytest.raises(InputError, match="embedding_init: collaborative needs collaborative vectors in"):
+        run_stage("sft", run_dir, **start | {"hidden_size": 32}, max_steps=1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["extra-level", "item-token", "none"])
 def test_the_whole_pipeline_on_item_codes_alone(strategy, scid, run_stage):

@@ -6,7 +6,7 @@ are one vector for practical purposes, and takes the covariance of the whole mat
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +15,7 @@ from align3gr.errors import InputError
 from align3gr.scid.vocabulary import SCIDVocabulary
 
 CodeVectors = Sequence[torch.Tensor]
+Init = Literal["mean", "codebook", "collaborative"]
 
 _CHUNK = 8192  # rows that are looked at in fp32 at a time
 
@@ -23,9 +24,10 @@ _CHUNK = 8192  # rows that are looked at in fp32 at a time
 def resize_scid_embeddings(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    init: Literal["mean", "codebook"] = "mean",
+    init: Init = "mean",
     codebooks: Mapping[Literal["item", "user"], CodeVectors] | None = None,
     noise: float | None = None,
+    scale: float = 1.0,
     seed: int = 0,
     pad_to_multiple_of: int | None = None,
 ) -> list[int]:
@@ -40,10 +42,13 @@ def resize_scid_embeddings(
         init: "mean" draws rows around the mean of the old ones with their spread in each dimension. "codebook" adds
             to the mean the code's vector, rotated by a random orthogonal projection of its level and scaled to the old
             rows' spread, so that near codes start near; user tokens start as with "mean" where they have no vectors.
+            "collaborative" does so with vectors of one space, such as the mean vector of the items that carry a code:
+            one projection and one length for all levels, and for input and output embeddings.
         codebooks: for "codebook" the code vectors of "item", and of "user" where there are some: one `(codes, dim)`
-            tensor a level.
+            tensor a level. For "collaborative" the same of what its codes stand for.
         noise: spread of the noise of all rows relative to that of the old rows. Where None, 0.1 for rows that start
             from a code's vector and 1.0 for all others.
+        scale: length of what vectors add, relative to the old rows' spread.
         seed: of the noise and the projections. The global random state is left as it was.
         pad_to_multiple_of: round the number of rows up, for tensor cores; rows in excess start at the mean.
 
@@ -54,11 +59,13 @@ def resize_scid_embeddings(
         InputError: an argument does not fit the tokenizer.
     """
     vocabulary = SCIDVocabulary.from_tokenizer(tokenizer)
-    if init not in ("mean", "codebook"):
-        raise InputError(f'init: got {init!r}, expected "mean" or "codebook"')
+    if init not in get_args(Init):
+        raise InputError(f"init: got {init!r}, expected one of {', '.join(get_args(Init))}")
+    if scale <= 0:
+        raise InputError(f"scale: got {scale}, expected a number above 0")
     if noise is not None and noise < 0:
         raise InputError(f"noise: got {noise}, expected a number of 0 or more")
-    vectors = _code_vectors(vocabulary, codebooks) if init == "codebook" else {}
+    vectors = _code_vectors(vocabulary, codebooks, init) if init != "mean" else {}
     new = torch.tensor(vocabulary.token_ids)
     position = {token_id: row for row, token_id in enumerate(new.tolist())}
     noises = torch.full((len(new), 1), 1.0 if noise is None else noise)
@@ -72,10 +79,11 @@ def resize_scid_embeddings(
     for matrix in _matrices(model):
         mean, spread = _mean_and_spread(matrix[:old_rows])
         matrix[have:] = mean.to(matrix)
-        scale = spread.square().sum().sqrt()
+        length = scale * spread.square().sum().sqrt()
+        turning = torch.Generator().manual_seed(seed) if init == "collaborative" else generator
         rows = mean + noises * spread * torch.randn(len(new), len(mean), generator=generator)
         for token_ids, values in vectors.items():
-            rows[[position[i] for i in token_ids]] += scale * _project(values, len(mean), generator)
+            rows[[position[i] for i in token_ids]] += length * _project(values, len(mean), turning)
         matrix[new.to(matrix.device)] = rows.to(matrix)
     return new.tolist()
 
@@ -90,13 +98,11 @@ def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def _code_vectors(
-    vocabulary: SCIDVocabulary, codebooks: Mapping[Literal["item", "user"], CodeVectors] | None
+    vocabulary: SCIDVocabulary, codebooks: Mapping[Literal["item", "user"], CodeVectors] | None, init: Init
 ) -> dict[tuple[int, ...], torch.Tensor]:
-    """The code vectors of each level, by the token ids of its codes."""
+    """The vectors of each level, or of all levels of a side where they share a space, by the token ids of the codes."""
     if not codebooks or "item" not in codebooks:
-        raise InputError(
-            'codebooks: init="codebook" needs the code vectors of "item", one (codes, dim) tensor a level'
-        )
+        raise InputError(f'codebooks: init="{init}" needs the vectors of "item", one (codes, dim) tensor a level')
     vectors: dict[tuple[int, ...], torch.Tensor] = {}
     for family, table in (("item", vocabulary.item_tokens), ("user", vocabulary.user_tokens)):
         if family not in codebooks:
@@ -105,8 +111,11 @@ def _code_vectors(
         sizes, wanted = [len(values) for values in levels], (table >= 0).sum(axis=1).tolist()
         if sizes != wanted:
             raise InputError(f"codebooks: {family} levels have {sizes} vectors, the tokenizer has {wanted} tokens")
-        for row, values in zip(table, levels, strict=True):
-            vectors[tuple(row[row >= 0].tolist())] = values
+        rows = [tuple(row[row >= 0].tolist()) for row in table]
+        if init == "collaborative":
+            vectors[sum(rows, ())] = torch.cat(levels)
+        else:
+            vectors.update(zip(rows, levels, strict=True))
     return vectors
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from transformers import (
     LlamaConfig,
@@ -16,9 +17,11 @@ from transformers import (
 )
 
 from align3gr.data import Split
-from align3gr.data.schema import PROFILE, TEXT
+from align3gr.data.schema import ITEM_ID, PROFILE, TEXT
 from align3gr.decoding.recommender import ITEM_CODES_FILE
+from align3gr.encoders.embeddings import Embeddings
 from align3gr.errors import InputError
+from align3gr.scid.assigner import ENCODERS
 from align3gr.scid.code_table import read_code_table
 from align3gr.scid.embedding_init import resize_scid_embeddings
 from align3gr.scid.modeling_dual_scid import DualSCIDModel
@@ -96,7 +99,8 @@ def make_backbone(
     """The model that the recipe's options name, and its tokenizer.
 
     Args:
-        arguments: `base_model`, `embedding_init`, `base_vocab_size`, `dropout` and `normalizer` count.
+        arguments: `base_model`, `embedding_init`, `embedding_scale`, `base_vocab_size`, `dropout` and `normalizer`
+            count.
         small: shape of the model where there is no base model.
         lora: whether and how an adapter is trained in place of all weights.
         split: its texts train the tokenizer of a model from scratch.
@@ -123,8 +127,9 @@ def make_backbone(
             model: Any = small_t5(*shape, tokenizer, t5, seed)
         else:
             model = small_llama(small, tokenizer, seed)
-        if arguments.embedding_init == "codebook":
-            resize_scid_embeddings(model, tokenizer, "codebook", _code_vectors(scid), seed=seed)
+        if arguments.embedding_init != "mean":
+            start = {"init": arguments.embedding_init, "scale": arguments.embedding_scale, "seed": seed}
+            resize_scid_embeddings(model, tokenizer, codebooks=_start_vectors(arguments, scid, item_sizes), **start)
         add_dropout(model, arguments.dropout)
         _say_normalizer(model, arguments)
         return model, tokenizer
@@ -138,7 +143,8 @@ def make_backbone(
         item_sizes,
         user_sizes,
         init=arguments.embedding_init,  # type: ignore[arg-type]
-        codebooks=_code_vectors(scid) if arguments.embedding_init == "codebook" else None,
+        codebooks=_start_vectors(arguments, scid, item_sizes),
+        scale=arguments.embedding_scale,
         dtype=torch.bfloat16 if lora.use_lora and training.bf16 else torch.float32,
         seed=seed,
         revision=arguments.base_model_revision,
@@ -173,6 +179,33 @@ def _say_normalizer(model: PreTrainedModel, arguments: SFTArguments) -> None:
     """Puts into the config what every search and every later training goes by."""
     if arguments.normalizer != "vocabulary" or hasattr(model.config, NORMALIZER_FIELD):
         setattr(model.config, NORMALIZER_FIELD, arguments.normalizer)
+
+
+def _start_vectors(
+    arguments: SFTArguments, scid: Path, item_sizes: Sequence[int]
+) -> dict[Any, list[torch.Tensor]] | None:
+    if arguments.embedding_init == "collaborative":
+        return {"item": _collaborative_vectors(scid, item_sizes)}
+    return _code_vectors(scid) if arguments.embedding_init == "codebook" else None
+
+
+def _collaborative_vectors(scid: Path, item_sizes: Sequence[int]) -> list[torch.Tensor]:
+    """For each level the mean collaborative vector of the items that carry a code; that of all items for no item's."""
+    path, table = scid / ENCODERS / "items.parquet", read_code_table(scid / ITEM_CODES_FILE)
+    vectors = None
+    if path.is_file():
+        vectors = Embeddings.load(path, ITEM_ID, pl.Series(ITEM_ID, table.ids, dtype=pl.String)).collaborative
+    if vectors is None:
+        raise InputError(
+            f"embedding_init: collaborative needs collaborative vectors in {path}; train the codes on them, or use mean"
+        )
+    values = torch.from_numpy(vectors).float()
+    levels = []
+    for size, codes in zip(item_sizes, torch.from_numpy(table.codes).T, strict=True):
+        counts = torch.bincount(codes, minlength=size)[:, None]
+        total = torch.zeros(size, values.shape[1]).index_add_(0, codes, values)
+        levels.append(torch.where(counts > 0, total / counts.clamp_min(1), values.mean(0)))
+    return levels
 
 
 def _code_vectors(scid: Path) -> dict[Any, list[torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from align3gr.errors import InputError
-from align3gr.scid.embedding_init import CodeVectors, resize_scid_embeddings
+from align3gr.scid.embedding_init import CodeVectors, Init, resize_scid_embeddings
 from align3gr.scid.tokenization_scid import SCIDTokenizer
 from align3gr.scid.vocabulary import find_scid_tokens
 from align3gr.undivided import undivided
@@ -21,8 +21,9 @@ def load_backbone(
     name_or_path: str | Path,
     item_codebook_sizes: Sequence[int],
     user_codebook_sizes: Sequence[int] = (),
-    init: Literal["mean", "codebook"] = "mean",
+    init: Init = "mean",
     codebooks: Mapping[Literal["item", "user"], CodeVectors] | None = None,
+    scale: float = 1.0,
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     seed: int = 0,
@@ -36,7 +37,7 @@ def load_backbone(
     Args:
         name_or_path: Hub id or folder of a causal LM with a fast tokenizer.
         item_codebook_sizes, user_codebook_sizes: codes at each level; no user tokens if empty.
-        init, codebooks, seed: how the new rows start, see [`resize_scid_embeddings`]. A model that has SCID tokens of
+        init, codebooks, scale, seed: how the new rows start, see [`resize_scid_embeddings`]. A model that has SCID tokens of
             these sizes already keeps its rows.
         dtype, attn_implementation: as in `AutoModelForCausalLM.from_pretrained`.
         revision: branch, tag or commit on the Hub.
@@ -74,7 +75,7 @@ def load_backbone(
         _follow_special_tokens(model, tokenizer)
         return model, tokenizer
     with undivided():
-        new = resize_scid_embeddings(model, tokenizer, init=init, codebooks=codebooks, seed=seed)
+        new = resize_scid_embeddings(model, tokenizer, init=init, codebooks=codebooks, scale=scale, seed=seed)
     _follow_special_tokens(model, tokenizer)
     logger.info("%s: %d tokens and %d SCID tokens behind them", name_or_path, len(base), len(new))
     return model, tokenizer

@@ -25,9 +25,13 @@ class SFTArguments:
     embedding_init: str = field(
         default="mean",
         metadata={
-            "help": "Start of the SCID tokens' rows: around the mean of the others, or from the code vectors.",
-            "choices": ["mean", "codebook"],
+            "help": "Start of the SCID tokens' rows: around the mean of the others, from the code vectors, or from the "
+            "mean collaborative vector of the items that carry a code.",
+            "choices": ["mean", "codebook", "collaborative"],
         },
+    )
+    embedding_scale: float = field(
+        default=1.0, metadata={"help": "Length of rows that start from vectors, relative to that of the others."}
     )
     dropout: float = field(default=0.1, metadata={"help": "From scratch: dropout on embeddings and blocks."})
     tasks: list[str] = field(
@@ -96,5 +100,9 @@ class SFTArguments:
         for name in ("validation_users", "early_stopping_patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if self.embedding_scale <= 0:
+            raise InputError(f"embedding_scale: got {self.embedding_scale}, expected a number above 0")
+        if self.embedding_scale != 1 and self.embedding_init == "mean":
+            raise InputError("embedding_scale: rows around the mean start from no vectors; choose another embedding_init")
         if self.base_model_revision and self.base_model is None:
             raise InputError("base_model_revision: there is no base_model that it is of; name it, or leave both out")

@@ -46,12 +46,12 @@ KINDS = [("llama", False), ("llama", True), ("qwen2", True), ("qwen2", False), (
 
 
 @pytest.mark.parametrize(("kind", "tied"), KINDS)
-@pytest.mark.parametrize("init", ["mean", "codebook"])
+@pytest.mark.parametrize("init", ["mean", "codebook", "collaborative"])
 def test_old_rows_stay_and_new_ones_have_their_spread(kind, tied, init, base, tokenizer):
     model = make(kind, len(base), tied)
     before = [m.weight.detach().clone() for m in (model.get_input_embeddings(), model.get_output_embeddings())]
     books = {"item": [torch.randn(16, 8), torch.randn(16, 8)], "user": [torch.randn(8, 8)]}
-    ids = resize_scid_embeddings(model, tokenizer, init=init, codebooks=books if init == "codebook" else None)
+    ids = resize_scid_embeddings(model, tokenizer, init=init, codebooks=None if init == "mean" else books)
     assert ids == list(range(len(base), len(base) + NEW))
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert tokens[0] == "<i0_0>" and tokens[16] == "<i1_0>" and tokens[-1] == "<u0_7>"
@@ -102,6 +102,28 @@ def test_near_codes_start_near(base, tokenizer):
     torch.testing.assert_close(
         users, make("llama", len(base), False).get_input_embeddings().weight.mean(0).expand(8, 48)
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_vectors_of_one_space_stay_in_one_space(tied, base, tokenizer):
+    """Distances between rows of different levels, and between input and output rows, are those of the vectors."""
+    vectors = torch.randn(32, 8)
+    books = {"item": [vectors[:16], vectors[16:]]}
+    model, longer = (make("llama", len(base), tied) for _ in range(2))
+    ids = resize_scid_embeddings(model, tokenizer, "collaborative", codebooks=books, noise=0)
+    resize_scid_embeddings(longer, tokenizer, "collaborative", codebooks=books, noise=0, scale=3.0)
+    turned = []
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        weight = getattr(model, get)().weight.detach()
+        old = make("llama", len(base), tied)
+        mean, spread = getattr(old, get)().weight.mean(0).detach(), getattr(old, get)().weight.std(0).norm().item()
+        rows = weight[ids[:32]] - mean
+        ratio = (torch.cdist(rows, rows) / torch.cdist(vectors, vectors))[~torch.eye(32, dtype=torch.bool)]
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
+        assert 0.8 < rows.norm(dim=1).median() / spread < 1.2
+        torch.testing.assert_close(getattr(longer, get)().weight.detach()[ids[:32]] - mean, 3 * rows, rtol=1e-3, atol=1e-4)
+        turned.append(rows / spread)
+    torch.testing.assert_close(*turned, rtol=1e-3, atol=1e-4)
 
 
 def test_users_without_vectors_start_as_with_mean(base, tokenizer):
@@ -164,7 +186,7 @@ def test_spare_rows_are_used_and_rows_are_padded(base, tokenizer):
     [
         ({"init": "random"}, "init: got 'random'"),
         ({"noise": -1.0}, "noise: got -1.0"),
-        ({"init": "codebook"}, 'needs the code vectors of "item"'),
+        ({"init": "codebook"}, 'needs the vectors of "item"'),
         ({"init": "codebook", "codebooks": {"item": [np.zeros((4, 2))]}}, r"levels have \[4\] vectors.*\[16, 16\]"),
     ],
 )
