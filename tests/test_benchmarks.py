@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from align3gr.data import Split
+from align3gr.data.evaluation_set import EvaluationSet
 from align3gr.decoding import Recommender
 from align3gr.evaluation import read_per_user
 from tests.conftest import ROOT
@@ -88,6 +89,27 @@ def test_nats_of_a_target_by_hand_and_those_of_a_model_are_its_scores(smoke_run)
     )
     score = next(entry.score for entry in found if entry.item_id == recommender.items["item_id"][7])
     assert sum(levels) == pytest.approx(-score, abs=1e-4) and len(levels) == codes.shape[1]
+    # All items at once, and the parts of a score.
+    scores = lost.scores_of_model(recommender, [prompt], len(codes))
+    assert scores[0, 7].item() == pytest.approx(score, abs=1e-4)
+    first, behind = lost.parted(scores, torch.from_numpy(codes[:, 0]))
+    assert first[0, 7].item() == pytest.approx(-levels[0], abs=1e-4)
+    assert behind[0, 7].item() == pytest.approx(-sum(levels[1:]), abs=1e-4)
+
+
+def test_parts_of_two_scores_are_exchanged():
+    lost = benchmark("lost_targets")
+    codes = torch.tensor([0, 0, 1, 1])
+    histories, users = [np.array([1]), np.array([2])], np.array([0, 1])
+    asked = EvaluationSet(users, histories, np.array([0, 2]), None, 20, 2, 4)
+    scores = torch.tensor([[0.0, 5.0, 1.0, -1.0], [0.0, 0.0, 9.0, 0.0]])
+    # Item 1 is in the first history, so 2 is first and 0 second; a target that is in the history is a miss.
+    assert lost.masked_recall(scores, asked, 1) == 0.0 and lost.masked_recall(scores, asked, 2) == 0.5
+    likes_first = torch.tensor([[3.0, 3.0, 0.0, 0.0]]).expand(2, -1)
+    likes_even = torch.tensor([[1.0, 0.0, 1.0, 0.0]]).expand(2, -1)
+    first, behind = lost.parted(likes_first, codes)[0], lost.parted(likes_even, codes)[1]
+    assert (first + behind)[0].argsort(descending=True).tolist() == [0, 1, 2, 3]
+    assert torch.logsumexp(first + behind, -1).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 def test_the_objectives_of_fine_tuning_learn_the_same_and_the_tree_from_fewer_tokens():

@@ -19,11 +19,11 @@ from align3gr.decoding.trie import SCIDTrie
 from align3gr.errors import InputError
 
 IGNORE = -100
-# Logits of a level are computed one by one where at most a share of 1 / _FEW of its codes can follow a prefix; for more,
-# one product of matrices is faster.
+# Logits of a level are computed one by one where at most a share of 1 / _FEW of its codes can follow a prefix; for
+# more, one product of matrices is faster.
 _FEW = 8
 
-# Rows that predict, level, and the tokens that are asked `(rows, asked)`, or None for all of the level -> their logits.
+# Rows that predict, level, tokens that are asked `(rows, asked)` or None for all of the level -> their logits.
 LogitsOf = Callable[[Tensor, int, Tensor | None], Tensor]
 
 

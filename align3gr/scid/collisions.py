@@ -78,7 +78,9 @@ def resolve_collisions(
     elif strategy == "item-token":
         codes = np.concatenate([codes, np.arange(len(codes), dtype=np.int64)[:, None]], axis=1)
     elif latents is None or not len(codebooks):
-        raise InputError(f"collisions: '{strategy}' needs latents and code books; take {', '.join(ADDED_LEVEL)} or none")
+        raise InputError(
+            f"collisions: '{strategy}' needs latents and code books; take {', '.join(ADDED_LEVEL)} or none"
+        )
     else:
         books = [np.asarray(book, dtype=np.float32) for book in codebooks]
         latents = np.asarray(latents, dtype=np.float32)

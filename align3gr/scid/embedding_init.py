@@ -100,7 +100,7 @@ def _matrices(model: PreTrainedModel) -> list[torch.Tensor]:
 def _code_vectors(
     vocabulary: SCIDVocabulary, codebooks: Mapping[Literal["item", "user"], CodeVectors] | None, init: Init
 ) -> dict[tuple[int, ...], torch.Tensor]:
-    """The vectors of each level, or of all levels of a side where they share a space, by the token ids of the codes."""
+    """The vectors of each level, or of all levels of a side in one space, by the token ids of their codes."""
     if not codebooks or "item" not in codebooks:
         raise InputError(f'codebooks: init="{init}" needs the vectors of "item", one (codes, dim) tensor a level')
     vectors: dict[tuple[int, ...], torch.Tensor] = {}

@@ -111,9 +111,8 @@ class SCIDSettings:
         if self.ready and self.sides != "item":
             raise InputError(f"{name}: ready codes have no user side; set sides: item")
         if self.ready and self.collisions not in ("none", *ADDED_LEVEL):
-            raise InputError(
-                f"collisions: '{self.collisions}' needs a trained model; with {name} take none, {', '.join(ADDED_LEVEL)}"
-            )
+            others = ", ".join(("none", *ADDED_LEVEL))
+            raise InputError(f"collisions: '{self.collisions}' needs a trained model; with {name} take {others}")
         if self.ready and self.previous:
             raise InputError(f"previous: does not apply to ready {name}; leave one of them out")
         if self.user_buckets < 0 or (self.user_buckets and self.sides != "item"):

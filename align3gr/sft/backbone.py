@@ -128,8 +128,14 @@ def make_backbone(
         else:
             model = small_llama(small, tokenizer, seed)
         if arguments.embedding_init != "mean":
-            start = {"init": arguments.embedding_init, "scale": arguments.embedding_scale, "seed": seed}
-            resize_scid_embeddings(model, tokenizer, codebooks=_start_vectors(arguments, scid, item_sizes), **start)
+            resize_scid_embeddings(
+                model,
+                tokenizer,
+                arguments.embedding_init,  # type: ignore[arg-type]
+                _start_vectors(arguments, scid, item_sizes),
+                scale=arguments.embedding_scale,
+                seed=seed,
+            )
         add_dropout(model, arguments.dropout)
         _say_normalizer(model, arguments)
         return model, tokenizer
@@ -190,14 +196,14 @@ def _start_vectors(
 
 
 def _collaborative_vectors(scid: Path, item_sizes: Sequence[int]) -> list[torch.Tensor]:
-    """For each level the mean collaborative vector of the items that carry a code; that of all items for no item's."""
+    """For each level the mean collaborative vector of the items that carry a code; of all items where none does."""
     path, table = scid / ENCODERS / "items.parquet", read_code_table(scid / ITEM_CODES_FILE)
     vectors = None
     if path.is_file():
         vectors = Embeddings.load(path, ITEM_ID, pl.Series(ITEM_ID, table.ids, dtype=pl.String)).collaborative
     if vectors is None:
         raise InputError(
-            f"embedding_init: collaborative needs collaborative vectors in {path}; train the codes on them, or use mean"
+            f"embedding_init: collaborative needs collaborative vectors in {path}; train codes on them, or use mean"
         )
     values = torch.from_numpy(vectors).float()
     levels = []

@@ -37,8 +37,8 @@ def load_backbone(
     Args:
         name_or_path: Hub id or folder of a causal LM with a fast tokenizer.
         item_codebook_sizes, user_codebook_sizes: codes at each level; no user tokens if empty.
-        init, codebooks, scale, seed: how the new rows start, see [`resize_scid_embeddings`]. A model that has SCID tokens of
-            these sizes already keeps its rows.
+        init, codebooks, scale, seed: how the new rows start, see [`resize_scid_embeddings`]. A model that has SCID
+            tokens of these sizes already keeps its rows.
         dtype, attn_implementation: as in `AutoModelForCausalLM.from_pretrained`.
         revision: branch, tag or commit on the Hub.
         encoder_decoder: whether the model is one, such as T5, in place of a causal LM.

@@ -25,8 +25,8 @@ class SFTArguments:
     embedding_init: str = field(
         default="mean",
         metadata={
-            "help": "Start of the SCID tokens' rows: around the mean of the others, from the code vectors, or from the "
-            "mean collaborative vector of the items that carry a code.",
+            "help": "Start of the SCID tokens' rows: around the mean of the others, from the code vectors, or from "
+            "the mean collaborative vector of the items that carry a code.",
             "choices": ["mean", "codebook", "collaborative"],
         },
     )
@@ -103,6 +103,8 @@ class SFTArguments:
         if self.embedding_scale <= 0:
             raise InputError(f"embedding_scale: got {self.embedding_scale}, expected a number above 0")
         if self.embedding_scale != 1 and self.embedding_init == "mean":
-            raise InputError("embedding_scale: rows around the mean start from no vectors; choose another embedding_init")
+            raise InputError(
+                "embedding_scale: rows around the mean start from no vectors; choose another embedding_init"
+            )
         if self.base_model_revision and self.base_model is None:
             raise InputError("base_model_revision: there is no base_model that it is of; name it, or leave both out")

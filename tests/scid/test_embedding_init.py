@@ -121,7 +121,9 @@ def test_vectors_of_one_space_stay_in_one_space(tied, base, tokenizer):
         ratio = (torch.cdist(rows, rows) / torch.cdist(vectors, vectors))[~torch.eye(32, dtype=torch.bool)]
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
         assert 0.8 < rows.norm(dim=1).median() / spread < 1.2
-        torch.testing.assert_close(getattr(longer, get)().weight.detach()[ids[:32]] - mean, 3 * rows, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            getattr(longer, get)().weight.detach()[ids[:32]] - mean, 3 * rows, rtol=1e-3, atol=1e-4
+        )
         turned.append(rows / spread)
     torch.testing.assert_close(*turned, rtol=1e-3, atol=1e-4)
 
