@@ -80,6 +80,7 @@ def resize_scid_embeddings(
         mean, spread = _mean_and_spread(matrix[:old_rows])
         matrix[have:] = mean.to(matrix)
         length = scale * spread.square().sum().sqrt()
+        # One space: the same projection for every matrix.
         turning = torch.Generator().manual_seed(seed) if init == "collaborative" else generator
         rows = mean + noises * spread * torch.randn(len(new), len(mean), generator=generator)
         for token_ids, values in vectors.items():
