@@ -63,6 +63,8 @@ def resize_scid_embeddings(
         raise InputError(f"init: got {init!r}, expected one of {', '.join(get_args(Init))}")
     if scale <= 0:
         raise InputError(f"scale: got {scale}, expected a number above 0")
+    if scale != 1 and init == "mean":
+        raise InputError(f"scale: got {scale}, but rows around the mean start from no vectors; choose another init")
     if noise is not None and noise < 0:
         raise InputError(f"noise: got {noise}, expected a number of 0 or more")
     vectors = _code_vectors(vocabulary, codebooks, init) if init != "mean" else {}

@@ -187,6 +187,8 @@ def test_spare_rows_are_used_and_rows_are_padded(base, tokenizer):
     ("arguments", "words"),
     [
         ({"init": "random"}, "init: got 'random'"),
+        ({"scale": 0.0}, "scale: got 0.0, expected a number above 0"),
+        ({"scale": 5.0}, "scale: got 5.0, but rows around the mean start from no vectors"),
         ({"noise": -1.0}, "noise: got -1.0"),
         ({"init": "codebook"}, 'needs the vectors of "item"'),
         ({"init": "codebook", "codebooks": {"item": [np.zeros((4, 2))]}}, r"levels have \[4\] vectors.*\[16, 16\]"),

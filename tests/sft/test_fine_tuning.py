@@ -67,6 +67,8 @@ def test_options_of_an_evaluation_need_one(scid_tokenizer, tmp_path, name):
         {"validation_users": -5},
         {"early_stopping_patience": -1},
         {"base_model_revision": "v2"},
+        {"embedding_scale": 0.0, "embedding_init": "collaborative"},
+        {"embedding_scale": 5.0},
     ],
     ids=lambda options: next(iter(options)),
 )
